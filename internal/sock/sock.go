@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sock makes sockets as a node proxy needs them: inside a pod's
+// network namespace, marked, with the client's address as their own, and
+// flagged as the proxy's own before anything is sent.
+//
+// It knows nothing of capture, of pods or of the mesh; which mark means what is
+// its caller's affair. Names are never looked up here: all addresses are
+// numbers.
+package sock
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/internal/netns"
+)
+
+// defaultDialTimeout bounds bind and connect together (contract 2.5).
+const defaultDialTimeout = 10 * time.Second
+
+// Keepalive says how dead peers are noticed on a TCP socket.
+type Keepalive struct {
+	Enabled        bool
+	Time, Interval time.Duration // rounded up to whole seconds, the kernel's unit
+	Retries        int
+	UserTimeout    bool // also TCP_USER_TIMEOUT = Time + Retries*Interval
+}
+
+// A Factory makes the sockets of one namespace. Its methods may be called by
+// several goroutines.
+type Factory struct {
+	NS        *netns.NS // nil: the process's own
+	Keepalive Keepalive
+	// Own flags a new socket as the proxy's own before it is bound, connected
+	// or listening; nil: there is nothing to flag.
+	Own func(fd int) error
+}
+
+// create makes a non-blocking socket inside the factory's namespace and lets
+// setup finish it. On error the socket is closed.
+func (f *Factory) create(family, kind int, setup func(fd int) error) (int, error) {
+	fd := -1
+	open := func() (err error) {
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return os.NewSyscallError("socket", err)
+	}
+	in := func(fn func() error) error { return fn() }
+	if f.NS != nil {
+		in = f.NS.Do
+	}
+	if err := in(open); err != nil {
+		return -1, err
+	}
+	// From here on the socket's namespace is fixed; any thread will do.
+	if f.Own != nil {
+		if err := f.Own(fd); err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("flag socket as own: %w", err)
+		}
+	}
+	if err := setup(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// setMark gives the socket a routing mark; 0 leaves it as it is.
+func setMark(fd int, mark uint32) error {
+	if mark == 0 {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+}
+
+// setTransparent allows addresses that the namespace does not have. A v6
+// socket takes both options, since it may carry v4-mapped addresses.
+func setTransparent(fd, family int) error {
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_TRANSPARENT", err)
+		}
+	}
+	return os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1))
+}
+
+// Apply sets the options on a connected TCP socket of descriptor fd.
+func (k Keepalive) Apply(fd int) error {
+	if !k.Enabled {
+		return nil
+	}
+	options := []struct {
+		name       string
+		level, opt int
+		value      int
+	}{
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, seconds(k.Time)},
+		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, seconds(k.Interval)},
+		{"TCP_KEEPCNT", unix.SOL_TCP, unix.TCP_KEEPCNT, k.Retries},
+	}
+	for _, o := range options {
+		if o.value <= 0 {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
+			return os.NewSyscallError("setsockopt "+o.name, err)
+		}
+	}
+	if !k.UserTimeout {
+		return nil
+	}
+	total := k.Time + time.Duration(k.Retries)*k.Interval
+	return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT",
+		unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(total.Milliseconds())))
+}
+
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+
+// family is the socket family for an address; v4-mapped counts as v4.
+func family(a netip.Addr) int {
+	if a.Unmap().Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// sockaddr is ap for a socket of family fam.
+func sockaddr(fam int, ap netip.AddrPort) (unix.Sockaddr, error) {
+	addr := ap.Addr()
+	if fam == unix.AF_INET {
+		if !addr.Unmap().Is4() {
+			return nil, fmt.Errorf("address %v is not IPv4", addr)
+		}
+		return &unix.SockaddrInet4{Port: int(ap.Port()), Addr: addr.Unmap().As4()}, nil
+	}
+	zone := uint32(0)
+	if addr.Zone() != "" {
+		ifc, err := net.InterfaceByName(addr.Zone())
+		if err != nil {
+			return nil, fmt.Errorf("zone of %v: %v", addr, err)
+		}
+		zone = uint32(ifc.Index)
+	}
+	return &unix.SockaddrInet6{Port: int(ap.Port()), Addr: addr.As16(), ZoneId: zone}, nil
+}
+
+// addrPort is the canonical form of a kernel address; zero for other families.
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// LocalAddr is the canonical address (v4-mapped as v4) that the socket is bound
+// to, read from the kernel.
+func LocalAddr(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	}
+	return addrPort(sa), nil
+}
+
+// tcpConn hands a connected descriptor to the runtime's poller as a net.Conn.
+// The file is closed in any case.
+func tcpConn(file *os.File) (*net.TCPConn, error) {
+	defer file.Close()
+	c, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("descriptor is not a TCP connection")
+	}
+	return tcp, nil
+}
+
+// Control runs fn with the descriptor of c and hands back its error.
+func Control(c syscall.Conn, fn func(fd int) error) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := rc.Control(func(fd uintptr) { inner = fn(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
