@@ -82,6 +82,13 @@ func (u *Update) PutEndpoint(key NamespacedHostname, ep Endpoint) {
 	}
 }
 
+// RemoveEndpoint removes one workload from a service, also when the service is
+// not known yet.
+func (u *Update) RemoveEndpoint(key NamespacedHostname, uid string) {
+	u.touched = true
+	u.removeEndpoint(key, uid)
+}
+
 func (u *Update) removeEndpoint(key NamespacedHostname, uid string) {
 	s := u.s
 	if e := s.services[key]; e != nil {
@@ -106,12 +113,12 @@ func (u *Update) PutService(svc *Service) {
 	if old := s.services[key]; old != nil {
 		for _, ep := range old.endpoints {
 			if entry.accepts(ep) {
-				entry.endpoints = append(entry.endpoints, ep)
+				entry.put(ep)
 			}
 		}
 		u.unindexService(old.service)
 	}
-	for _, ep := range s.staged[key] {
+	for _, ep := range sortedStage(s.staged[key]) {
 		if entry.accepts(ep) {
 			entry.put(ep)
 		}
@@ -125,6 +132,17 @@ func (u *Update) PutService(svc *Service) {
 		s.ranges = append(s.ranges, rangeEntry{p, svc})
 	}
 	s.byHost[svc.Hostname] = append(s.byHost[svc.Hostname], svc)
+}
+
+// sortedStage puts staged endpoints into an order, so that two stores that were
+// told the same things answer alike.
+func sortedStage(staged map[string]Endpoint) []Endpoint {
+	out := make([]Endpoint, 0, len(staged))
+	for _, ep := range staged {
+		out = append(out, ep)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int { return strings.Compare(a.WorkloadUID, b.WorkloadUID) })
+	return out
 }
 
 // RemoveService removes a service. Its endpoints are staged again, so that a
@@ -163,9 +181,9 @@ func (u *Update) PutPolicy(key string, p *Policy) {
 	s := u.s
 	s.policies[key] = p
 	if sk, ok := scopeOf(p); ok {
-		list := append(s.scoped[sk], NamedPolicy{key, p})
-		slices.SortFunc(list, func(a, b NamedPolicy) int { return strings.Compare(a.Key, b.Key) })
-		s.scoped[sk] = list
+		list := s.scoped[sk]
+		i, _ := slices.BinarySearchFunc(list, key, func(n NamedPolicy, key string) int { return strings.Compare(n.Key, key) })
+		s.scoped[sk] = slices.Insert(list, i, NamedPolicy{key, p})
 	}
 }
 
@@ -190,8 +208,7 @@ func (u *Update) unindexPolicy(key string) {
 	if !ok {
 		return
 	}
-	// Copy: a reader may still walk the old list.
-	kept := slices.DeleteFunc(slices.Clone(s.scoped[sk]), func(n NamedPolicy) bool { return n.Key == key })
+	kept := slices.DeleteFunc(s.scoped[sk], func(n NamedPolicy) bool { return n.Key == key })
 	if len(kept) == 0 {
 		delete(s.scoped, sk)
 		return
@@ -210,7 +227,8 @@ func scopeOf(p *Policy) (scopeKey, bool) {
 	}
 }
 
-// Workload, Service and Policy let a writer compare with what is there.
+// Workload finds a workload by UID in the locked store, so that a writer can
+// compare with what is there.
 func (u *Update) Workload(uid string) *Workload { return u.s.workloads[uid] }
 
 // Service finds a service by key in the locked store.
@@ -220,6 +238,9 @@ func (u *Update) Service(key NamespacedHostname) *Service {
 	}
 	return nil
 }
+
+// Policy finds a policy by key in the locked store.
+func (u *Update) Policy(key string) *Policy { return u.s.policies[key] }
 
 // dropFrom removes one value from the list under key and the list when empty.
 func dropFrom[K, V comparable](index map[K][]V, key K, value V) {

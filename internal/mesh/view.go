@@ -100,6 +100,20 @@ func (v View) ServiceByVIP(addr NetworkAddr, namespace string) *Service {
 	return bestRange(s.ranges, addr, namespace)
 }
 
+// AnyServiceByVIP finds the best service with an address whoever may see it.
+// It is for checking a request that a client has already been routed by
+// (contract 5.3), where visibility has had its say; choosing a destination
+// goes through [View.ServiceByVIP].
+func (v View) AnyServiceByVIP(addr NetworkAddr) *Service {
+	s := v.store
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if svc := bestService(s.byVIP[addr], everywhere); svc != nil {
+		return svc
+	}
+	return bestRange(s.ranges, addr, everywhere)
+}
+
 // ServiceByHostname finds the best service of any namespace with a hostname:
 // the client's namespace first, then canonical ones, then the oldest
 // (contract 5.4).
@@ -119,10 +133,18 @@ func (v View) ServicesByHostname(hostname string) []*Service {
 	return slices.Clone(s.byHost[hostname])
 }
 
+// everywhere stands for a client that sees all services and prefers none. No
+// namespace has this name: a slash may not be in one.
+const everywhere = "/"
+
+func sees(namespace string, svc *Service) bool {
+	return namespace == everywhere || svc.VisibleTo(namespace)
+}
+
 func bestService(candidates []*Service, namespace string) *Service {
 	var best *Service
 	for _, svc := range candidates {
-		if !svc.VisibleTo(namespace) {
+		if !sees(namespace, svc) {
 			continue
 		}
 		switch {
@@ -140,7 +162,7 @@ func bestRange(ranges []rangeEntry, addr NetworkAddr, namespace string) *Service
 	var bestLocal, bestCanonical bool
 	bestBits := -1
 	for _, r := range ranges {
-		if r.prefix.Network != addr.Network || !r.prefix.Prefix.Contains(addr.Addr) || !r.service.VisibleTo(namespace) {
+		if r.prefix.Network != addr.Network || !r.prefix.Prefix.Contains(addr.Addr) || !sees(namespace, r.service) {
 			continue
 		}
 		local := namespace != "" && r.service.Namespace == namespace
@@ -164,8 +186,8 @@ func rankGreater(local bool, bits int, canonical, thanLocal bool, thanBits int, 
 }
 
 // Endpoints calls yield for each endpoint of a service whose workload is
-// known, until yield returns false. The order is that of UIDs and so the same
-// from call to call. yield must not call the View.
+// known, until yield returns false. The order means nothing, but it is the
+// same from call to call while the members are. yield must not call the View.
 func (v View) Endpoints(key NamespacedHostname, yield func(Endpoint, *Workload) bool) {
 	s := v.store
 	s.mu.RLock()
@@ -190,7 +212,7 @@ func (v View) Endpoint(key NamespacedHostname, uid string) (Endpoint, bool) {
 	if e == nil {
 		return Endpoint{}, false
 	}
-	i, ok := e.find(uid)
+	i, ok := e.places[uid]
 	if !ok {
 		return Endpoint{}, false
 	}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/ztunnel-go/ztunnel/internal/identity"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+)
+
+/* The life of a decision (contract 3.2; the letters are its rows)
+ *
+ *	what was dialled? -+- a service with a waypoint ---------------> A  waypoint
+ *	                   |
+ *	                   +- who is behind it? -+- nobody, a service -> B  refuse
+ *	                                         +- nobody, unknown ---> C  direct
+ *	                                         +- another network ---> D  double tunnel
+ *	                                         +- has a waypoint ----> E  waypoint
+ *	                                         +- speaks HBONE ------> F  tunnel
+ *	                                         +- does not ----------> G  direct
+ *
+ * The first question puts workloads before services, the second services
+ * before workloads: an address that is both counts as a pod for waypoints and
+ * is still balanced over the service.
+ */
+
+// maxNames bounds how many names one connection may wait for. Two are real (a
+// waypoint and an endpoint); more come only from state that keeps changing.
+const maxNames = 4
+
+// Decide says what to do with a connection (contract 3). pick chooses among
+// several by weight: it returns an index into weights, never one of weight
+// zero; see [Weighted]. Where there is no choice it is not asked.
+func Decide(v mesh.View, q Query, pick func(weights []uint32) int) Outcome {
+	q.Dst = netip.AddrPortFrom(q.Dst.Addr().Unmap(), q.Dst.Port())
+	q.SourceIP = q.SourceIP.Unmap()
+	d := &decision{view: v, query: q, pick: pick}
+	out, err := d.decide()
+	var need *needName
+	switch {
+	case err == nil:
+	case errors.As(err, &need) && len(q.answers) < maxNames:
+		d.say("The hostname %s has to be looked up first.", need.hostname)
+		again := q
+		again.picks = d.picked
+		out = Outcome{Kind: Resolve, Resolve: need.hostname, query: again}
+	default:
+		d.say("Refused: %v.", err)
+		out = Outcome{Kind: Refuse, Err: err}
+	}
+	out.Warnings, out.Steps = d.warnings, d.steps
+	return out
+}
+
+// A decision is one run of [Decide].
+type decision struct {
+	view  mesh.View
+	query Query
+	pick  func([]uint32) int
+
+	picked   []int // all choices so far, replayed ones included
+	warnings []string
+	steps    []string
+}
+
+func (d *decision) say(format string, args ...any) {
+	if d.query.Explain {
+		d.steps = append(d.steps, fmt.Sprintf(format, args...))
+	}
+}
+
+func (d *decision) decide() (Outcome, error) {
+	src, dst := d.query.Source, d.query.Dst
+	if src == nil {
+		return Outcome{}, errors.New("the source workload is unknown")
+	}
+	asked := d.askedService()
+	if asked != nil {
+		if waypoint := d.waypointOf(asked); waypoint != nil { // A
+			return d.throughWaypoint(waypoint, asked, asked)
+		}
+	}
+	up, found := d.lookup(src.Network, dst, toEndpoint)
+	if !found {
+		return d.nobody(asked)
+	}
+	w := up.workload
+	switch {
+	case w.Network != src.Network: // D
+		d.say("%s is in network %q, the client in %q.", w.UID, w.Network, src.Network)
+		if asked == nil {
+			return Outcome{}, errNoService(dst)
+		}
+		return d.acrossNetworks(up, asked)
+	case asked == nil && w.Waypoint != nil && !d.fromWaypointOf(w): // E
+		d.say("%s has a waypoint.", w.UID)
+		return d.throughWaypoint(w.Waypoint, nil, up.service)
+	default: // F, G
+		return d.straight(up)
+	}
+}
+
+// askedService is the service that the client dialled, or nil if the address
+// is a workload's or unknown.
+func (d *decision) askedService() *mesh.Service {
+	at := mesh.NetworkAddr{Network: d.query.Network, Addr: d.query.Dst.Addr()}
+	if w := d.view.WorkloadAt(at); w != nil {
+		d.say("%v is the address of the workload %s.", at.Addr, w.UID)
+		return nil
+	}
+	svc := d.view.ServiceByVIP(at, d.query.Source.Namespace)
+	if svc != nil {
+		d.say("%v is an address of the service %v.", at.Addr, svc.Key())
+	} else {
+		d.say("%v is unknown in network %q.", at.Addr, at.Network)
+	}
+	return svc
+}
+
+func (d *decision) nobody(asked *mesh.Service) (Outcome, error) {
+	dst := d.query.Dst
+	if asked != nil && !passesThrough(asked) { // B
+		return Outcome{}, errNoUpstream(dst)
+	}
+	d.say("Nothing of the mesh is behind %v: passed through as it is.", dst) // C
+	return Outcome{Kind: Direct, Dial: dst}, nil
+}
+
+// straight connects to an endpoint itself.
+func (d *decision) straight(up upstream) (Outcome, error) {
+	ip, err := d.addressOf(up, d.query.Dst.Addr())
+	if err != nil {
+		return Outcome{}, err
+	}
+	w, target := up.workload, netip.AddrPortFrom(ip, up.port)
+	if w.Protocol == mesh.HBONE { // F
+		d.say("%s speaks HBONE: a tunnel to port %d, asking for %v.", w.UID, HBONEPort, target)
+		return Outcome{
+			Kind:      Tunnel,
+			Dial:      netip.AddrPortFrom(ip, HBONEPort),
+			Authority: target.String(),
+			NextHop:   w,
+			Service:   up.service,
+			Expect:    d.identitiesOf(up),
+		}, nil
+	}
+	d.say("%s does not speak HBONE: plain TCP to %v.", w.UID, target) // G
+	return Outcome{Kind: Direct, Dial: target, NextHop: w, Service: up.service}, nil
+}
+
+// identitiesOf lists who may be at the other end of a tunnel to up: whoever
+// the service allows, then the workload itself.
+func (d *decision) identitiesOf(up upstream) []identity.ID {
+	ids := d.sansOf(up.service)
+	if id := up.workload.Identity(); !id.IsZero() {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func (d *decision) sansOf(svc *mesh.Service) []identity.ID {
+	if svc == nil {
+		return nil
+	}
+	var ids []identity.ID
+	for _, san := range svc.SubjectAltNames {
+		id, err := identity.Parse(san)
+		if err != nil {
+			d.warnings = append(d.warnings, fmt.Sprintf("ignoring invalid SAN %s of service %v", san, svc.Key()))
+			continue
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// choose picks by weight. It replays the choices of an earlier asking, so that
+// the outcome stays the same when only a name was missing.
+func (d *decision) choose(weights []uint32) (int, bool) {
+	choice, candidates := -1, 0
+	for i, w := range weights {
+		if w > 0 {
+			choice, candidates = i, candidates+1
+		}
+	}
+	if candidates > 1 {
+		choice = d.pickAgain(weights)
+	}
+	d.picked = append(d.picked, choice)
+	return choice, choice >= 0
+}
+
+func (d *decision) pickAgain(weights []uint32) int {
+	if n := len(d.picked); n < len(d.query.picks) {
+		if old := d.query.picks[n]; old >= 0 && old < len(weights) && weights[old] > 0 {
+			return old
+		}
+	}
+	choice := d.pick(weights)
+	if choice < 0 || choice >= len(weights) || weights[choice] == 0 {
+		return -1
+	}
+	return choice
+}

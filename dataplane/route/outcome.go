@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package route
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/ztunnel-go/ztunnel/internal/identity"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+)
+
+// HBONEPort is where a workload that speaks HBONE takes tunnels (contract 2.1).
+const HBONEPort = 15008
+
+// A Query is one connection that wants to leave a pod.
+type Query struct {
+	Source   *mesh.Workload // the pod's own workload
+	SourceIP netip.Addr     // the client's address, as the socket has it
+	Network  string         // the network this node is in (NETWORK)
+	Dst      netip.AddrPort // where the application was bound
+	Explain  bool           // fill Outcome.Steps
+
+	answers []answer // names that were looked up since the first asking
+	picks   []int    // what pick said then, so that the choice stays the same
+}
+
+// An answer is what came of looking a hostname up.
+type answer struct {
+	hostname string
+	addrs    []netip.Addr
+	err      error
+}
+
+// A Kind says what to do with a connection.
+type Kind uint8
+
+const (
+	Refuse       Kind = iota // close it; Err says why
+	Direct                   // plain TCP to Dial
+	Tunnel                   // HBONE to Dial, asking for Authority
+	DoubleTunnel             // HBONE to Dial, and through it HBONE again to the far network
+	Resolve                  // look the hostname in Resolve up, then ask again with Again
+)
+
+// String is the kind's name for people; the first three that connect are the
+// protocol names of the access log and the admin dump (contract 13.4).
+func (k Kind) String() string {
+	switch k {
+	case Direct:
+		return "TCP"
+	case Tunnel:
+		return "HBONE"
+	case DoubleTunnel:
+		return "DOUBLEHBONE"
+	case Resolve:
+		return "resolve"
+	default:
+		return "refuse"
+	}
+}
+
+// An Outcome is the decision about one [Query]. Which fields are set depends on
+// the Kind; NextHop and Service are nil where unknown, as for a destination
+// outside the mesh.
+type Outcome struct {
+	Kind      Kind
+	Dial      netip.AddrPort // Direct, Tunnel, DoubleTunnel: the TCP destination
+	Authority string         // Tunnel, DoubleTunnel: what CONNECT asks for, in both tunnels
+	NextHop   *mesh.Workload // the workload at Dial: an endpoint, a waypoint or a gateway
+	Service   *mesh.Service  // the service the client meant
+
+	Expect      []identity.ID // identities of which the peer must show one, in order (contract 3.2)
+	InnerExpect []identity.ID // DoubleTunnel: the same for the inner tunnel; empty means nobody will do
+
+	Resolve string // Resolve: the hostname to look up, both address families
+	Err     error  // Refuse: the text is the access log's (contract 14.6)
+
+	Warnings []string // to be logged: parts of the mesh's state that were ignored
+	Steps    []string // how the decision came about, if Query.Explain
+
+	query Query
+}
+
+// Again is the query to ask once the name in o.Resolve has been looked up, with
+// the addresses or the error. The choices made so far are kept, so that a
+// connection waits for one name and not for another at each asking.
+func (o Outcome) Again(addrs []netip.Addr, err error) Query {
+	q := o.query
+	q.answers = append(slices.Clone(q.answers), answer{o.Resolve, addrs, err})
+	return q
+}
+
+// Weighted makes the pick function of [Decide] from a source of random
+// numbers: random(n) is to be even over [0, n). The pick function returns an
+// index in proportion to its weight, and -1 if all weights are zero.
+func Weighted(random func(n uint64) uint64) func(weights []uint32) int {
+	return func(weights []uint32) int {
+		var sum uint64
+		for _, w := range weights {
+			sum += uint64(w)
+		}
+		if sum == 0 {
+			return -1
+		}
+		at := random(sum)
+		for i, w := range weights {
+			if at < uint64(w) {
+				return i
+			}
+			at -= uint64(w)
+		}
+		return -1
+	}
+}
