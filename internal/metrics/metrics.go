@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package metrics holds the Prometheus registry and writes it in the text
+// form that is part of the compatibility contract (12.1, 12.2).
+//
+// It owns the families that describe the process itself; those of a
+// subsystem are made in that subsystem's own metrics.go and registered here.
+// It serves nothing: internal/admin asks it for the text. It uses no global
+// registry, so that two nodes can live in one test. It imports the Prometheus
+// client and nothing of ours.
+package metrics
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/sys/unix"
+)
+
+// A Registry collects the metrics of one node proxy.
+type Registry struct{ prom *prometheus.Registry }
+
+// New returns a registry that knows the process and istio_build, whose tag
+// is the Istio version that the control plane says we are (contract 12.2).
+func New(tag string) *Registry {
+	r := &Registry{prometheus.NewRegistry()}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "istio_build",
+		Help:        "Istio component build info",
+		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": tag},
+	})
+	build.Set(1)
+	r.prom.MustRegister(process{}, build)
+	return r
+}
+
+// Registerer takes the collectors of a subsystem.
+func (r *Registry) Registerer() prometheus.Registerer { return r.prom }
+
+// Expose writes everything as OpenMetrics text, families in the order of the
+// contract and others by name, ending with # EOF (contract 12.1). A series
+// that could not be collected is left out and named in the error, which
+// otherwise is w's.
+func (r *Registry) Expose(w io.Writer) error {
+	families, err := r.prom.Gather()
+	slices.SortStableFunc(families, func(a, b *dto.MetricFamily) int {
+		return cmp.Or(cmp.Compare(rank(a.GetName()), rank(b.GetName())), strings.Compare(a.GetName(), b.GetName()))
+	})
+	return errors.Join(err, writeText(w, families))
+}
+
+// ContentType is the media type to serve the text under, given the values of
+// all Accept headers. The text itself never differs (contract 12.1).
+func ContentType(accept []string) string {
+	for _, header := range accept {
+		for element := range strings.SplitSeq(header, ",") {
+			// Not trimmed: an element after a space does not match, as the
+			// reference was seen to do.
+			media, _, _ := strings.Cut(element, ";")
+			if strings.EqualFold(media, "application/openmetrics-text") {
+				return "application/openmetrics-text;charset=utf-8;version=1.0.0"
+			}
+		}
+	}
+	return "text/plain; charset=utf-8"
+}
+
+// process reports the descriptors of this process, read anew at each scrape.
+type process struct{}
+
+var (
+	openFDs = prometheus.NewDesc("process_open_fds", "Number of open file descriptors", nil, nil)
+	maxFDs  = prometheus.NewDesc("process_max_fds", "Maximum number of open file descriptors", nil, nil)
+)
+
+func (process) Describe(ch chan<- *prometheus.Desc) { ch <- openFDs; ch <- maxFDs }
+
+func (process) Collect(ch chan<- prometheus.Metric) {
+	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
+		n := max(len(entries)-1, 0) // reading the directory needs a descriptor too
+		ch <- prometheus.MustNewConstMetric(openFDs, prometheus.GaugeValue, float64(n))
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		ch <- prometheus.MustNewConstMetric(maxFDs, prometheus.GaugeValue, float64(limit.Cur))
+	}
+}
+
+// Pods counts the pods of the node that have a proxy, under the names that the
+// reference exports and under those its README documents.
+type Pods struct {
+	active, pending  atomic.Int64
+	started, stopped atomic.Uint64
+}
+
+// Pods registers the pod counts, all zero, and returns what sets them. Only
+// shared mode has them (contract 12.2).
+func (r *Registry) Pods() *Pods {
+	p := &Pods{}
+	gauge := func(v *atomic.Int64) func() float64 { return func() float64 { return float64(v.Load()) } }
+	count := func(v *atomic.Uint64) func() float64 { return func() float64 { return float64(v.Load()) } }
+	for _, f := range []struct {
+		name, documented, help string
+		gauge, counter         func() float64
+	}{
+		{"active_proxy_count", "active_proxy_count_total", "Pods whose proxy is running (unstable)", gauge(&p.active), nil},
+		{"pending_proxy_count", "pending_proxy_count_total", "Pods whose proxy could not be started yet (unstable)", gauge(&p.pending), nil},
+		{"proxies_started_total", "proxies_started_total", "Proxies started for pods so far (unstable)", nil, count(&p.started)},
+		{"proxies_stopped_total", "proxies_stopped_total", "Proxies of pods stopped so far (unstable)", nil, count(&p.stopped)},
+	} {
+		for _, name := range []string{"workload_manager_" + f.name, "istio_" + f.documented} {
+			if f.gauge != nil {
+				r.prom.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: f.help}, f.gauge))
+			} else {
+				r.prom.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: f.help}, f.counter))
+			}
+		}
+	}
+	return p
+}
+
+// SetActive says how many pods have a running proxy.
+func (p *Pods) SetActive(n int) { p.active.Store(int64(n)) }
+
+// SetPending says how many pods wait for a proxy that failed to start.
+func (p *Pods) SetPending(n int) { p.pending.Store(int64(n)) }
+
+// AddActive changes the number of running proxies by delta.
+func (p *Pods) AddActive(delta int) { p.active.Add(int64(delta)) }
+
+// AddPending changes the number of pending proxies by delta.
+func (p *Pods) AddPending(delta int) { p.pending.Add(int64(delta)) }
+
+// Started counts a proxy that came up.
+func (p *Pods) Started() { p.started.Add(1) }
+
+// Stopped counts a proxy that has drained.
+func (p *Pods) Stopped() { p.stopped.Add(1) }
+
+// A CaptureCount says how often a capture hook left by one of its ways out.
+type CaptureCount struct {
+	Hook, Reason string
+	Value        uint64
+}
+
+// Capture registers the counters of the capture programs. read is called at
+// each scrape, possibly by several at a time.
+func (r *Registry) Capture(read func() []CaptureCount) { r.prom.MustRegister(captureCounts{read}) }
+
+type captureCounts struct{ read func() []CaptureCount }
+
+var captureDesc = prometheus.NewDesc("ztunnel_capture_events_total",
+	"What the capture hooks decided, by hook and way out; names and labels may change (unstable)",
+	[]string{"hook", "reason"}, nil)
+
+func (captureCounts) Describe(ch chan<- *prometheus.Desc) { ch <- captureDesc }
+
+func (c captureCounts) Collect(ch chan<- prometheus.Metric) {
+	type key struct{ hook, reason string }
+	sums := map[key]uint64{} // a name that occurs twice would fail the whole scrape
+	for _, n := range c.read() {
+		sums[key{n.Hook, n.Reason}] += n.Value
+	}
+	for k, n := range sums {
+		ch <- prometheus.MustNewConstMetric(captureDesc, prometheus.CounterValue, float64(n), k.hook, k.reason)
+	}
+}
+
+// EmbeddedCA registers a gauge that is always 1 and says that identities are
+// issued by the CA inside this process. Nothing is exported without it.
+func (r *Registry) EmbeddedCA() {
+	r.prom.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "ztunnel_embedded_ca",
+		Help: "1 while certificates come from the embedded CA, which is not meant for production (unstable)",
+	}, func() float64 { return 1 }))
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"bufio"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+)
+
+// families are those of contract 12.2 in scrape order, with the unit that a
+// line of its own declares and, where the Prometheus client would sort them,
+// the order of labels. Ours stand behind the reference's.
+var families = []struct { // constant
+	name, unit string
+	labels     []string
+}{
+	{name: "process_open_fds"},
+	{name: "process_max_fds"},
+	{name: "istio_build"},
+	{name: "istio_xds_connection_terminations_total"},
+	{name: "istio_xds_message_total"},
+	{name: "istio_xds_message_bytes_total", unit: "bytes"},
+	{name: "istio_tcp_connections_opened_total"},
+	{name: "istio_tcp_connections_closed_total"},
+	{name: "istio_tcp_received_bytes_total"},
+	{name: "istio_tcp_sent_bytes_total"},
+	{name: "istio_on_demand_dns_total"},
+	{name: "istio_tcp_connections_failed_total"},
+	{name: "istio_tcp_sockets_open"},
+	{name: "istio_crl_policy_rejections_total"},
+	{name: "istio_crl_untracked_connections_total"},
+	{name: "istio_dns_requests_total", labels: dnsLabels},
+	{name: "istio_dns_upstream_requests_total", labels: dnsLabels},
+	{name: "istio_dns_upstream_failures_total", labels: dnsLabels},
+	{name: "istio_dns_upstream_request_duration_seconds", unit: "seconds", labels: dnsLabels},
+	{name: "workload_manager_active_proxy_count"},
+	{name: "workload_manager_pending_proxy_count"},
+	{name: "workload_manager_proxies_started_total"},
+	{name: "workload_manager_proxies_stopped_total"},
+	{name: "istio_active_proxy_count_total"},
+	{name: "istio_pending_proxy_count_total"},
+	{name: "istio_proxies_started_total"},
+	{name: "istio_proxies_stopped_total"},
+}
+
+var dnsLabels = []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"} // constant
+
+// rank is a family's place in the scrape; those the contract does not know
+// come last.
+func rank(name string) int {
+	for i, f := range families {
+		if f.name == name {
+			return i
+		}
+	}
+	return len(families)
+}
+
+// writeText writes families as OpenMetrics text in the dialect of contract
+// 12.1: no decimals in whole numbers, no _created series, HELP with a period.
+// (The client's own encoder writes 1.0 for 1.)
+func writeText(w io.Writer, list []*dto.MetricFamily) error {
+	t := text{bufio.NewWriter(w)}
+	for _, f := range list {
+		if len(f.GetMetric()) > 0 {
+			t.family(f)
+		}
+	}
+	t.WriteString("# EOF\n")
+	return t.Flush()
+}
+
+// text keeps the first error until Flush, as its writer does.
+type text struct{ *bufio.Writer }
+
+func (t text) family(f *dto.MetricFamily) {
+	name := f.GetName()
+	base := name
+	if f.GetType() == dto.MetricType_COUNTER {
+		base = strings.TrimSuffix(name, "_total")
+	}
+	help := f.GetHelp()
+	if !strings.HasSuffix(help, ".") {
+		help += "."
+	}
+	var unit string
+	var order []string
+	if i := rank(name); i < len(families) {
+		unit, order = families[i].unit, families[i].labels
+	}
+	t.WriteString("# HELP " + base + " " + escape(help) + "\n")
+	t.WriteString("# TYPE " + base + " " + typeName(f.GetType()) + "\n")
+	if unit != "" {
+		t.WriteString("# UNIT " + base + " " + unit + "\n")
+	}
+	for _, m := range f.GetMetric() {
+		labels := ordered(m.GetLabel(), order)
+		switch f.GetType() {
+		case dto.MetricType_COUNTER:
+			t.sample(base+"_total", labels, "", number(m.GetCounter().GetValue()))
+		case dto.MetricType_GAUGE:
+			t.sample(base, labels, "", number(m.GetGauge().GetValue()))
+		case dto.MetricType_HISTOGRAM:
+			t.histogram(base, labels, m.GetHistogram())
+		default:
+			t.sample(base, labels, "", number(m.GetUntyped().GetValue()))
+		}
+	}
+}
+
+func typeName(t dto.MetricType) string {
+	switch t {
+	case dto.MetricType_COUNTER:
+		return "counter"
+	case dto.MetricType_GAUGE:
+		return "gauge"
+	case dto.MetricType_HISTOGRAM:
+		return "histogram"
+	default:
+		return "unknown"
+	}
+}
+
+func (t text) histogram(base string, labels []*dto.LabelPair, h *dto.Histogram) {
+	t.sample(base+"_sum", labels, "", float(h.GetSampleSum()))
+	t.sample(base+"_count", labels, "", strconv.FormatUint(h.GetSampleCount(), 10))
+	infinite := false
+	for _, b := range h.GetBucket() {
+		infinite = infinite || math.IsInf(b.GetUpperBound(), 1)
+		t.sample(base+"_bucket", labels, float(b.GetUpperBound()), strconv.FormatUint(b.GetCumulativeCount(), 10))
+	}
+	if !infinite {
+		t.sample(base+"_bucket", labels, "+Inf", strconv.FormatUint(h.GetSampleCount(), 10))
+	}
+}
+
+// sample writes one line; le is the bound of a histogram's bucket or empty.
+func (t text) sample(name string, labels []*dto.LabelPair, le, value string) {
+	t.WriteString(name)
+	separator := "{"
+	for _, l := range labels {
+		t.WriteString(separator + l.GetName() + `="` + escape(l.GetValue()) + `"`)
+		separator = ","
+	}
+	if le != "" {
+		t.WriteString(separator + `le="` + le + `"`)
+		separator = ","
+	}
+	if separator == "," {
+		t.WriteByte('}')
+	}
+	t.WriteString(" " + value + "\n")
+}
+
+// ordered puts labels in the given order, unknown ones last; without an order
+// they stay as they are.
+func ordered(labels []*dto.LabelPair, order []string) []*dto.LabelPair {
+	if order == nil {
+		return labels
+	}
+	place := func(l *dto.LabelPair) int {
+		if i := slices.Index(order, l.GetName()); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	sorted := slices.Clone(labels)
+	slices.SortStableFunc(sorted, func(a, b *dto.LabelPair) int { return place(a) - place(b) })
+	return sorted
+}
+
+var escaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`) // constant
+
+func escape(s string) string {
+	if !strings.ContainsAny(s, "\\\n\"") {
+		return s
+	}
+	return escaper.Replace(s)
+}
+
+// maxExact is the largest float below which every whole number is exact.
+const maxExact = 1 << 53
+
+// number writes whole numbers without decimals, others as floats.
+func number(v float64) string {
+	if v == math.Trunc(v) && math.Abs(v) < maxExact {
+		return strconv.FormatInt(int64(v), 10)
+	}
+	return float(v)
+}
+
+// float always shows that it is one: 1 becomes 1.0 (OpenMetrics, canonical
+// numbers).
+func float(v float64) string {
+	switch {
+	case math.IsInf(v, 1):
+		return "+Inf"
+	case math.IsInf(v, -1):
+		return "-Inf"
+	case math.IsNaN(v):
+		return "NaN"
+	}
+	s := strconv.FormatFloat(v, 'g', -1, 64)
+	if !strings.ContainsAny(s, ".e") {
+		s += ".0"
+	}
+	return s
+}
