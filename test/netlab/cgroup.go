@@ -150,7 +150,7 @@ func (c *cgroup) leave() error {
 }
 
 // removeWait bounds the wait for killed processes to be gone. They need a
-// scheduler tick; a second is for a machine under load.
+// scheduler tick; seconds are for a machine under load.
 const removeWait = 5 * time.Second
 
 // removeCgroup kills what is in path and below and removes it.
