@@ -109,8 +109,8 @@ type Entry struct {
 	table   *Table
 	cancel  context.CancelCauseFunc
 	opened  time.Time
-	in      *Inbound  // one of the two is set
-	out     *Outbound // and neither changes
+	in      *Inbound            // one of the two is set
+	out     *Outbound           // and neither changes
 	members map[*Entry]struct{} // the table's map that holds it
 	ending  bool                // guarded by table.mu; policy has ended it
 }

@@ -13,21 +13,28 @@ import (
 // levelOff is above every level that is logged.
 const levelOff = slog.Level(1 << 20)
 
-var levelNames = []struct { // constant
+// A namedLevel is a level with the word for it.
+type namedLevel struct {
 	name  string
 	level slog.Level
-}{
-	{"off", levelOff},
-	{"error", slog.LevelError},
-	{"warn", slog.LevelWarn},
-	{"info", slog.LevelInfo},
-	{"debug", slog.LevelDebug},
-	{"trace", LevelTrace},
+}
+
+// levelNames are all levels, the quietest first, so that the index of each is
+// its number in RUST_LOG.
+func levelNames() [6]namedLevel {
+	return [...]namedLevel{
+		{"off", levelOff},
+		{"error", slog.LevelError},
+		{"warn", slog.LevelWarn},
+		{"info", slog.LevelInfo},
+		{"debug", slog.LevelDebug},
+		{"trace", LevelTrace},
+	}
 }
 
 // levelName is the word for a level, rounding down to the next named one.
 func levelName(level slog.Level) string {
-	for _, n := range levelNames {
+	for _, n := range levelNames() {
 		if n.level <= level {
 			return n.name
 		}
@@ -38,12 +45,22 @@ func levelName(level slog.Level) string {
 // parseLevel reads a level by its name in any case or by its number, 0 (off)
 // to 5 (trace), as RUST_LOG allows both.
 func parseLevel(s string) (slog.Level, bool) {
-	for i, n := range levelNames {
+	for i, n := range levelNames() {
 		if strings.EqualFold(s, n.name) || s == string(rune('0'+i)) {
 			return n.level, true
 		}
 	}
 	return 0, false
+}
+
+// isLevelName reports whether s is the lower-case name of a level.
+func isLevelName(s string) bool {
+	for _, n := range levelNames() {
+		if n.name == s {
+			return true
+		}
+	}
+	return false
 }
 
 // A directive sets the level of the targets that begin with target; of all,
@@ -138,12 +155,7 @@ func checkClauses(s string) error {
 		if !found {
 			level = clause
 		}
-		if !slices.ContainsFunc(levelNames, func(n struct {
-			name  string
-			level slog.Level
-		}) bool {
-			return n.name == level
-		}) {
+		if !isLevelName(level) {
 			return fmt.Errorf("invalid clause %q", clause)
 		}
 	}

@@ -11,16 +11,13 @@
 package metrics
 
 import (
-	"cmp"
 	"errors"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +34,7 @@ func New(tag string) *Registry {
 		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": tag},
 	})
 	build.Set(1)
-	r.prom.MustRegister(process{}, build)
+	r.prom.MustRegister(newProcess(), build)
 	return r
 }
 
@@ -50,9 +47,7 @@ func (r *Registry) Registerer() prometheus.Registerer { return r.prom }
 // otherwise is w's.
 func (r *Registry) Expose(w io.Writer) error {
 	families, err := r.prom.Gather()
-	slices.SortStableFunc(families, func(a, b *dto.MetricFamily) int {
-		return cmp.Or(cmp.Compare(rank(a.GetName()), rank(b.GetName())), strings.Compare(a.GetName(), b.GetName()))
-	})
+	inScrapeOrder(families)
 	return errors.Join(err, writeText(w, families))
 }
 
@@ -73,23 +68,27 @@ func ContentType(accept []string) string {
 }
 
 // process reports the descriptors of this process, read anew at each scrape.
-type process struct{}
+type process struct{ open, limit *prometheus.Desc }
 
-var (
-	openFDs = prometheus.NewDesc("process_open_fds", "Number of open file descriptors", nil, nil)
-	maxFDs  = prometheus.NewDesc("process_max_fds", "Maximum number of open file descriptors", nil, nil)
-)
+func newProcess() process {
+	return process{
+		prometheus.NewDesc("process_open_fds", "Number of open file descriptors", nil, nil),
+		prometheus.NewDesc("process_max_fds", "Maximum number of open file descriptors", nil, nil),
+	}
+}
 
-func (process) Describe(ch chan<- *prometheus.Desc) { ch <- openFDs; ch <- maxFDs }
+// Describe implements [prometheus.Collector].
+func (p process) Describe(ch chan<- *prometheus.Desc) { ch <- p.open; ch <- p.limit }
 
-func (process) Collect(ch chan<- prometheus.Metric) {
+// Collect implements [prometheus.Collector].
+func (p process) Collect(ch chan<- prometheus.Metric) {
 	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
 		n := max(len(entries)-1, 0) // reading the directory needs a descriptor too
-		ch <- prometheus.MustNewConstMetric(openFDs, prometheus.GaugeValue, float64(n))
+		ch <- prometheus.MustNewConstMetric(p.open, prometheus.GaugeValue, float64(n))
 	}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
-		ch <- prometheus.MustNewConstMetric(maxFDs, prometheus.GaugeValue, float64(limit.Cur))
+		ch <- prometheus.MustNewConstMetric(p.limit, prometheus.GaugeValue, float64(limit.Cur))
 	}
 }
 
@@ -152,16 +151,24 @@ type CaptureCount struct {
 
 // Capture registers the counters of the capture programs. read is called at
 // each scrape, possibly by several at a time.
-func (r *Registry) Capture(read func() []CaptureCount) { r.prom.MustRegister(captureCounts{read}) }
+func (r *Registry) Capture(read func() []CaptureCount) {
+	r.prom.MustRegister(captureCounts{
+		prometheus.NewDesc("ztunnel_capture_events_total",
+			"What the capture hooks decided, by hook and way out; names and labels may change (unstable)",
+			[]string{"hook", "reason"}, nil),
+		read,
+	})
+}
 
-type captureCounts struct{ read func() []CaptureCount }
+type captureCounts struct {
+	desc *prometheus.Desc
+	read func() []CaptureCount
+}
 
-var captureDesc = prometheus.NewDesc("ztunnel_capture_events_total",
-	"What the capture hooks decided, by hook and way out; names and labels may change (unstable)",
-	[]string{"hook", "reason"}, nil)
+// Describe implements [prometheus.Collector].
+func (c captureCounts) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 
-func (captureCounts) Describe(ch chan<- *prometheus.Desc) { ch <- captureDesc }
-
+// Collect implements [prometheus.Collector].
 func (c captureCounts) Collect(ch chan<- prometheus.Metric) {
 	type key struct{ hook, reason string }
 	sums := map[key]uint64{} // a name that occurs twice would fail the whole scrape
@@ -169,7 +176,7 @@ func (c captureCounts) Collect(ch chan<- prometheus.Metric) {
 		sums[key{n.Hook, n.Reason}] += n.Value
 	}
 	for k, n := range sums {
-		ch <- prometheus.MustNewConstMetric(captureDesc, prometheus.CounterValue, float64(n), k.hook, k.reason)
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), k.hook, k.reason)
 	}
 }
 

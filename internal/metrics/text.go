@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"bufio"
+	"cmp"
 	"io"
 	"math"
 	"slices"
@@ -13,53 +14,72 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// families are those of contract 12.2 in scrape order, with the unit that a
-// line of its own declares and, where the Prometheus client would sort them,
-// the order of labels. Ours stand behind the reference's.
-var families = []struct { // constant
-	name, unit string
-	labels     []string
-}{
-	{name: "process_open_fds"},
-	{name: "process_max_fds"},
-	{name: "istio_build"},
-	{name: "istio_xds_connection_terminations_total"},
-	{name: "istio_xds_message_total"},
-	{name: "istio_xds_message_bytes_total", unit: "bytes"},
-	{name: "istio_tcp_connections_opened_total"},
-	{name: "istio_tcp_connections_closed_total"},
-	{name: "istio_tcp_received_bytes_total"},
-	{name: "istio_tcp_sent_bytes_total"},
-	{name: "istio_on_demand_dns_total"},
-	{name: "istio_tcp_connections_failed_total"},
-	{name: "istio_tcp_sockets_open"},
-	{name: "istio_crl_policy_rejections_total"},
-	{name: "istio_crl_untracked_connections_total"},
-	{name: "istio_dns_requests_total", labels: dnsLabels},
-	{name: "istio_dns_upstream_requests_total", labels: dnsLabels},
-	{name: "istio_dns_upstream_failures_total", labels: dnsLabels},
-	{name: "istio_dns_upstream_request_duration_seconds", unit: "seconds", labels: dnsLabels},
-	{name: "workload_manager_active_proxy_count"},
-	{name: "workload_manager_pending_proxy_count"},
-	{name: "workload_manager_proxies_started_total"},
-	{name: "workload_manager_proxies_stopped_total"},
-	{name: "istio_active_proxy_count_total"},
-	{name: "istio_pending_proxy_count_total"},
-	{name: "istio_proxies_started_total"},
-	{name: "istio_proxies_stopped_total"},
+// A known family is one of contract 12.2: what the Prometheus client cannot
+// be told about it.
+type known struct {
+	name   string
+	unit   string   // empty: no UNIT line
+	labels []string // their order, where the client would sort them
 }
 
-var dnsLabels = []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"} // constant
+// families are the known ones in scrape order, ours behind the reference's.
+func families() []known {
+	dns := []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"}
+	return []known{
+		{name: "process_open_fds"},
+		{name: "process_max_fds"},
+		{name: "istio_build"},
+		{name: "istio_xds_connection_terminations_total"},
+		{name: "istio_xds_message_total"},
+		{name: "istio_xds_message_bytes_total", unit: "bytes"},
+		{name: "istio_tcp_connections_opened_total"},
+		{name: "istio_tcp_connections_closed_total"},
+		{name: "istio_tcp_received_bytes_total"},
+		{name: "istio_tcp_sent_bytes_total"},
+		{name: "istio_on_demand_dns_total", labels: []string{
+			"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+			"source_principal", "source_app", "source_version", "source_cluster", "hostname",
+		}},
+		{name: "istio_tcp_connections_failed_total"},
+		{name: "istio_tcp_sockets_open"},
+		{name: "istio_crl_policy_rejections_total"},
+		{name: "istio_crl_untracked_connections_total"},
+		{name: "istio_dns_requests_total", labels: dns},
+		{name: "istio_dns_upstream_requests_total", labels: dns},
+		{name: "istio_dns_upstream_failures_total", labels: dns},
+		{name: "istio_dns_upstream_request_duration_seconds", unit: "seconds", labels: dns},
+		{name: "workload_manager_active_proxy_count"},
+		{name: "workload_manager_pending_proxy_count"},
+		{name: "workload_manager_proxies_started_total"},
+		{name: "workload_manager_proxies_stopped_total"},
+		{name: "istio_active_proxy_count_total"},
+		{name: "istio_pending_proxy_count_total"},
+		{name: "istio_proxies_started_total"},
+		{name: "istio_proxies_stopped_total"},
+	}
+}
 
-// rank is a family's place in the scrape; those the contract does not know
-// come last.
-func rank(name string) int {
-	for i, f := range families {
+// find gives what is known of a family and its place in the scrape. Families
+// that the contract does not know come last.
+func find(name string) (known, int) {
+	all := families()
+	for i, f := range all {
 		if f.name == name {
-			return i
+			return f, i
 		}
 	}
-	return len(families)
+	return known{}, len(all)
+}
+
+// inScrapeOrder sorts families by their place in the scrape, then by name.
+func inScrapeOrder(list []*dto.MetricFamily) {
+	places := make(map[string]int, len(list))
+	for _, f := range list {
+		_, places[f.GetName()] = find(f.GetName())
+	}
+	slices.SortFunc(list, func(a, b *dto.MetricFamily) int {
+		return cmp.Or(places[a.GetName()]-places[b.GetName()], strings.Compare(a.GetName(), b.GetName()))
+	})
 }
 
 // writeText writes families as OpenMetrics text in the dialect of contract
@@ -89,18 +109,14 @@ func (t text) family(f *dto.MetricFamily) {
 	if !strings.HasSuffix(help, ".") {
 		help += "."
 	}
-	var unit string
-	var order []string
-	if i := rank(name); i < len(families) {
-		unit, order = families[i].unit, families[i].labels
-	}
+	k, _ := find(name)
 	t.WriteString("# HELP " + base + " " + escape(help) + "\n")
 	t.WriteString("# TYPE " + base + " " + typeName(f.GetType()) + "\n")
-	if unit != "" {
-		t.WriteString("# UNIT " + base + " " + unit + "\n")
+	if k.unit != "" {
+		t.WriteString("# UNIT " + base + " " + k.unit + "\n")
 	}
 	for _, m := range f.GetMetric() {
-		labels := ordered(m.GetLabel(), order)
+		labels := ordered(m.GetLabel(), k.labels)
 		switch f.GetType() {
 		case dto.MetricType_COUNTER:
 			t.sample(base+"_total", labels, "", number(m.GetCounter().GetValue()))
@@ -175,13 +191,12 @@ func ordered(labels []*dto.LabelPair, order []string) []*dto.LabelPair {
 	return sorted
 }
 
-var escaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`) // constant
-
+// escape makes s fit between double quotes, and HELP on its line.
 func escape(s string) string {
 	if !strings.ContainsAny(s, "\\\n\"") {
 		return s
 	}
-	return escaper.Replace(s)
+	return strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`).Replace(s)
 }
 
 // maxExact is the largest float below which every whole number is exact.
