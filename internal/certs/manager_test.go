@@ -3,11 +3,9 @@
 package certs_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -16,106 +14,8 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/internal/certs"
-	"github.com/ztunnel-go/ztunnel/internal/certs/certstest"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
-	"github.com/ztunnel-go/ztunnel/test/leak"
 )
-
-// A bench is a manager in a synctest bubble, with the authority behind it and
-// what it logged.
-type bench struct {
-	*certs.Manager
-	t   *testing.T
-	ca  *certstest.Authority
-	log *bytes.Buffer
-}
-
-// logged is what the manager said so far. It speaks after it has let go of
-// those who wait, so this waits for it.
-func (b *bench) logged() string {
-	synctest.Wait()
-	return b.log.String()
-}
-
-// inBubble runs f with a manager whose clock is the bubble's. The bubble fails
-// the test if a goroutine is left when f is done.
-func inBubble(t *testing.T, ttl time.Duration, cfg certs.Config, f func(t *testing.T, b *bench)) {
-	t.Helper()
-	leak.Check(t)
-	synctest.Test(t, func(t *testing.T) {
-		b := &bench{t: t, ca: certstest.Issuer(t, ttl), log: new(bytes.Buffer)}
-		b.Manager = certs.New(b.ca, cfg, slog.New(slog.NewTextHandler(b.log, nil)))
-		defer b.Close()
-		f(t, b)
-	})
-}
-
-func (b *bench) id(name string) identity.ID {
-	return certstest.ID(b.t, "spiffe://cluster.local/ns/default/sa/"+name)
-}
-
-func (b *bench) get(name string) *certs.Bundle {
-	b.t.Helper()
-	got, err := b.Certificate(b.t.Context(), b.id(name), certs.RealTime)
-	if err != nil {
-		b.t.Fatalf("certificate of %s: %v", name, err)
-	}
-	return got
-}
-
-func (b *bench) getErr(name string) error {
-	_, err := b.Certificate(b.t.Context(), b.id(name), certs.RealTime)
-	return err
-}
-
-// waiting has the certificate of name asked for in the background, and returns
-// when the manager has noted it.
-func (b *bench) waiting(name string, p certs.Priority) <-chan error {
-	got := make(chan error, 1)
-	id := b.id(name)
-	go func() {
-		_, err := b.Certificate(b.t.Context(), id, p)
-		got <- err
-	}()
-	synctest.Wait()
-	return got
-}
-
-func (b *bench) state() string {
-	b.t.Helper()
-	var s []string
-	for _, state := range b.States() {
-		s = append(s, state.Identity.ServiceAccount()+": "+state.State)
-	}
-	return strings.Join(s, "; ")
-}
-
-func (b *bench) asked() string {
-	var s []string
-	for _, id := range b.ca.Calls() {
-		s = append(s, id.ServiceAccount())
-	}
-	return strings.Join(s, " ")
-}
-
-// gate has every request to the authority wait until it is let through; each
-// send on the channel lets one through.
-func (b *bench) gate() chan<- struct{} {
-	pass := make(chan struct{})
-	b.ca.Before(func(ctx context.Context, _ identity.ID) error {
-		select {
-		case <-pass:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
-	return pass
-}
-
-func (b *bench) fail(err error) {
-	b.ca.Before(func(context.Context, identity.ID) error { return err })
-}
 
 func TestManyWaitersShareOneRequest(t *testing.T) {
 	inBubble(t, time.Hour, certs.Config{}, func(t *testing.T, b *bench) {
@@ -252,47 +152,60 @@ func TestUnavailableIsReturnedAtOnceUntilARetrySucceeds(t *testing.T) {
 	})
 }
 
+// times has the authority answer with err from now on, and returns a function
+// that lists when it was asked since.
+func (b *bench) times(err error) func() []time.Time {
+	var mu sync.Mutex
+	var at []time.Time // guarded by mu
+	b.ca.Before(func(context.Context, identity.ID) error {
+		mu.Lock()
+		defer mu.Unlock()
+		at = append(at, time.Now())
+		return err
+	})
+	return func() []time.Time {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return at
+	}
+}
+
 func TestPausesGrowAndASuccessForgetsThem(t *testing.T) {
 	inBubble(t, 24*time.Hour, certs.Config{}, func(t *testing.T, b *bench) {
-		var at []time.Time
-		fail := true
-		b.ca.Before(func(context.Context, identity.ID) error {
-			at = append(at, time.Now())
-			if fail {
-				return errors.New("down")
-			}
-			return nil
-		})
+		asked := b.times(errors.New("down"))
 		if b.getErr("a") == nil {
 			t.Fatal("no error")
 		}
 		time.Sleep(30 * time.Minute)
-		synctest.Wait()
-		start := at[0]
+		at := asked()
 		for i, want := range []float64{1, 2, 4, 8, 16, 32, 64, 128, 150, 150} {
-			pause := at[i+1].Sub(at[i]).Seconds()
-			if at[i].Sub(start) >= 15*time.Minute {
-				want = 150
-			}
-			if pause < want*0.8-0.001 || pause > want*1.2+0.001 {
-				t.Errorf("pause %d is %v s, want about %v s", i, pause, want)
+			pause := at[i+1].Sub(at[i])
+			if pause.Seconds() < want*0.8-0.001 || pause.Seconds() > want*1.2+0.001 {
+				t.Errorf("pause %d is %v, want about %v s", i, pause, want)
 			}
 		}
+		constant := 0
 		for i := range at[1:] {
-			if at[i].Sub(start) >= 15*time.Minute && at[i+1].Sub(at[i]) != 150*time.Second {
-				t.Errorf("after a quarter of an hour the pause is %v", at[i+1].Sub(at[i]))
+			if at[i].Sub(at[0]) < 15*time.Minute {
+				continue
 			}
+			constant++
+			if pause := at[i+1].Sub(at[i]); pause != 150*time.Second {
+				t.Errorf("after a quarter of an hour the pause is %v", pause)
+			}
+		}
+		if constant < 4 {
+			t.Errorf("%d pauses in the last quarter of an hour", constant)
 		}
 
-		fail = false
+		b.ca.Before(nil)
 		time.Sleep(3 * time.Minute)
 		b.get("a")
-		fail = true
-		at = nil
-		time.Sleep(13 * time.Hour) // past half of its life: renewal fails
-		synctest.Wait()
-		if first := at[1].Sub(at[0]); first > 1200*time.Millisecond {
-			t.Errorf("the first pause after a success is %v", first)
+		asked = b.times(errors.New("down"))
+		time.Sleep(13 * time.Hour) // past half of its life: the renewal fails
+		if at = asked(); at[1].Sub(at[0]) > 1200*time.Millisecond {
+			t.Errorf("the first pause after a success is %v", at[1].Sub(at[0]))
 		}
 	})
 }
@@ -312,7 +225,7 @@ func TestAFailedRenewalKeepsTheCertificateUntilItExpires(t *testing.T) {
 			t.Errorf("log: %s", b.logged())
 		}
 		if strings.Contains(b.logged(), "WARN") {
-			t.Errorf("warned while the certificate was good: %s", b.log)
+			t.Errorf("warned while the certificate was good: %s", b.logged())
 		}
 		time.Sleep(time.Minute + time.Second) // a retry falls on the moment of expiry
 		synctest.Wait()
@@ -381,15 +294,12 @@ func TestAForgottenCertificateIsNotRenewed(t *testing.T) {
 func TestALateResultIsDiscarded(t *testing.T) {
 	inBubble(t, time.Hour, certs.Config{}, func(t *testing.T, b *bench) {
 		release := make(chan struct{})
-		deaf := true
 		b.ca.Before(func(context.Context, identity.ID) error {
-			if deaf {
-				deaf = false
-				<-release // an issuer that does not hear the context
-			}
+			<-release // an issuer that does not hear the context
 			return nil
 		})
 		b.waiting("a", certs.RealTime)
+		b.ca.Before(nil)
 		b.Forget(b.id("a"))
 		second := b.get("a")
 		close(release)
@@ -413,8 +323,8 @@ func TestCloseEndsWaitersAndJoins(t *testing.T) {
 		if err := b.getErr("a"); err != certs.ErrClosed {
 			t.Errorf("after Close: %v", err)
 		}
-		if b.log.Len() > 0 {
-			t.Errorf("closing was logged as a failure: %s", b.log)
+		if text := b.logged(); text != "" {
+			t.Errorf("closing was logged as a failure: %s", text)
 		}
 	})
 }
