@@ -66,6 +66,7 @@ type Config struct {
 	SelfIdentity identity.ID
 	SelfWorkload *WorkloadName
 
+	// The rest of what the packages below are configured from, by subject.
 	Control ControlPlane
 	Local   LocalState
 	HBONE   HBONE

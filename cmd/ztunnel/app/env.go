@@ -4,6 +4,7 @@ package app
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -22,41 +23,33 @@ type Env struct {
 	cpus   int
 }
 
+// NewEnv is an environment of a lookup, a list of NAME=value pairs, and a
+// number of CPUs. It is what the other two are made by.
+func NewEnv(lookup func(string) (string, bool), environ func() []string, cpus int) Env {
+	names := func() []string {
+		var names []string
+		for _, pair := range environ() {
+			name, _, _ := strings.Cut(pair, "=")
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return names
+	}
+	return Env{lookup: lookup, names: names, cpus: cpus}
+}
+
 // ProcessEnv is the environment of this process. The number of CPUs is the
 // one that the Go runtime found, which heeds affinity and cgroup limits.
-func ProcessEnv() Env {
-	return Env{
-		lookup: os.LookupEnv,
-		names: func() []string {
-			var names []string
-			for _, pair := range os.Environ() {
-				name, _, _ := strings.Cut(pair, "=")
-				names = append(names, name)
-			}
-			slices.Sort(names)
-			return names
-		},
-		cpus: runtime.GOMAXPROCS(0),
-	}
-}
+func ProcessEnv() Env { return NewEnv(os.LookupEnv, os.Environ, runtime.GOMAXPROCS(0)) }
 
 // MapEnv is an environment that holds vars and a number of CPUs, for tests.
 func MapEnv(vars map[string]string, cpus int) Env {
-	return Env{
-		lookup: func(name string) (string, bool) {
-			v, ok := vars[name]
-			return v, ok
-		},
-		names: func() []string {
-			names := make([]string, 0, len(vars))
-			for name := range vars {
-				names = append(names, name)
-			}
-			slices.Sort(names)
-			return names
-		},
-		cpus: cpus,
+	lookup := func(name string) (string, bool) {
+		v, ok := vars[name]
+		return v, ok
 	}
+	environ := func() []string { return slices.Collect(maps.Keys(vars)) }
+	return NewEnv(lookup, environ, cpus)
 }
 
 // LogFilter is RUST_LOG, or info (contract 14.1). Logging starts before
