@@ -62,7 +62,7 @@ func exported(n *atomic.Uint64, shown bool) (uint64, bool) {
 // A series holds the counters of one label set. A connection keeps a pointer
 // to it, so that counting bytes is one atomic addition.
 type series struct {
-	pairs                                  []*dto.LabelPair // in contract order; immutable
+	pairs                                  []*dto.LabelPair // immutable
 	opened, closed, received, sent, failed atomic.Uint64
 }
 
@@ -131,8 +131,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// A sample is one number at the time of a scrape. Its labels keep the order
-// they are given in.
+// A sample is one number at the time of a scrape.
 type sample struct {
 	desc  *prometheus.Desc
 	pairs []*dto.LabelPair

@@ -25,6 +25,7 @@ type known struct {
 // families are the known ones in scrape order, ours behind the reference's.
 func families() []known {
 	dns := []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"}
+	traffic := trafficLabels()
 	return []known{
 		{name: "process_open_fds"},
 		{name: "process_max_fds"},
@@ -32,15 +33,15 @@ func families() []known {
 		{name: "istio_xds_connection_terminations_total"},
 		{name: "istio_xds_message_total"},
 		{name: "istio_xds_message_bytes_total", unit: "bytes"},
-		{name: "istio_tcp_connections_opened_total"},
-		{name: "istio_tcp_connections_closed_total"},
-		{name: "istio_tcp_received_bytes_total"},
-		{name: "istio_tcp_sent_bytes_total"},
+		{name: "istio_tcp_connections_opened_total", labels: traffic},
+		{name: "istio_tcp_connections_closed_total", labels: traffic},
+		{name: "istio_tcp_received_bytes_total", labels: traffic},
+		{name: "istio_tcp_sent_bytes_total", labels: traffic},
 		{name: "istio_on_demand_dns_total", labels: []string{
 			"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
 			"source_principal", "source_app", "source_version", "source_cluster", "hostname",
 		}},
-		{name: "istio_tcp_connections_failed_total"},
+		{name: "istio_tcp_connections_failed_total", labels: traffic},
 		{name: "istio_tcp_sockets_open"},
 		{name: "istio_crl_policy_rejections_total"},
 		{name: "istio_crl_untracked_connections_total"},
@@ -56,6 +57,22 @@ func families() []known {
 		{name: "istio_pending_proxy_count_total"},
 		{name: "istio_proxies_started_total"},
 		{name: "istio_proxies_stopped_total"},
+	}
+}
+
+// trafficLabels are those of contract 12.3, which is what their order is for:
+// they read from the client to the server.
+func trafficLabels() []string {
+	return []string{
+		"reporter",
+		"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+		"source_principal", "source_app", "source_version", "source_cluster",
+		"destination_service", "destination_service_namespace", "destination_service_name",
+		"destination_workload", "destination_canonical_service", "destination_canonical_revision",
+		"destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
+		"destination_cluster",
+		"request_protocol", "response_flags", "connection_security_policy",
+		"source_region", "source_zone", "destination_region", "destination_zone",
 	}
 }
 
@@ -115,8 +132,12 @@ func (t text) family(f *dto.MetricFamily) {
 	if k.unit != "" {
 		t.WriteString("# UNIT " + base + " " + k.unit + "\n")
 	}
+	places := make(map[string]int, len(k.labels))
+	for i, l := range k.labels {
+		places[l] = i + 1
+	}
 	for _, m := range f.GetMetric() {
-		labels := ordered(m.GetLabel(), k.labels)
+		labels := ordered(m.GetLabel(), places)
 		switch f.GetType() {
 		case dto.MetricType_COUNTER:
 			t.sample(base+"_total", labels, "", number(m.GetCounter().GetValue()))
@@ -174,20 +195,14 @@ func (t text) sample(name string, labels []*dto.LabelPair, le, value string) {
 	t.WriteString(" " + value + "\n")
 }
 
-// ordered puts labels in the given order, unknown ones last; without an order
-// they stay as they are.
-func ordered(labels []*dto.LabelPair, order []string) []*dto.LabelPair {
-	if order == nil {
+// ordered puts labels in their places, those without one first and as they
+// stand. The client sorts all by name.
+func ordered(labels []*dto.LabelPair, places map[string]int) []*dto.LabelPair {
+	if len(places) == 0 {
 		return labels
 	}
-	place := func(l *dto.LabelPair) int {
-		if i := slices.Index(order, l.GetName()); i >= 0 {
-			return i
-		}
-		return len(order)
-	}
-	sorted := slices.Clone(labels)
-	slices.SortStableFunc(sorted, func(a, b *dto.LabelPair) int { return place(a) - place(b) })
+	sorted := slices.Clone(labels) // the family's own belong to the registry
+	slices.SortStableFunc(sorted, func(a, b *dto.LabelPair) int { return places[a.GetName()] - places[b.GetName()] })
 	return sorted
 }
 
