@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+)
+
+// Metrics are the four DNS families of contract 12.2. One value serves the
+// servers of all pods; without one nothing is counted.
+type Metrics struct {
+	requests *prometheus.CounterVec
+	upstream *prometheus.CounterVec
+	failures *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+}
+
+// NewMetrics makes the families and registers them in the order they are
+// scraped in. It panics if one is registered already.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	labels := []string{
+		"request_query_type", "request_protocol",
+		"source_canonical_service", "source_canonical_revision",
+	}
+	counter := func(name, help string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	m := &Metrics{
+		requests: counter("istio_dns_requests_total", "Total number of DNS requests (unstable)"),
+		upstream: counter("istio_dns_upstream_requests_total", "Total number of DNS requests forwarded to upstream (unstable)"),
+		failures: counter("istio_dns_upstream_failures_total", "Total number of DNS requests that failed upstream (unstable)"),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "istio_dns_upstream_request_duration_seconds",
+			Help:    "Time until upstream answered a DNS request (unstable)",
+			Unit:    "seconds",
+			Buckets: []float64{0.0005, 0.001, 0.01, 0.1, 1, 5},
+		}, labels),
+	}
+	r.MustRegister(m.requests, m.upstream, m.failures, m.duration)
+	return m
+}
+
+// A labelSet holds label values in the order of the families' labels.
+type labelSet [4]string
+
+// labelsOf describes a query of client, which may be nil.
+func labelsOf(client *mesh.Workload, qtype uint16, protocol string) labelSet {
+	l := labelSet{typeLabel(qtype), protocol, "unknown", "unknown"}
+	if client != nil && client.CanonicalName != "" {
+		l[2] = client.CanonicalName
+	}
+	if client != nil && client.CanonicalRevision != "" {
+		l[3] = client.CanonicalRevision
+	}
+	return l
+}
+
+// typeLabel is the type in lower case. Types without a name share one label,
+// so that a pod cannot make 65,536 series by asking for all of them.
+func typeLabel(qtype uint16) string {
+	if name, ok := dns.TypeToString[qtype]; ok {
+		return strings.ToLower(name)
+	}
+	return "unknown"
+}
+
+func (m *Metrics) request(l labelSet) {
+	if m != nil {
+		m.requests.WithLabelValues(l[:]...).Inc()
+	}
+}
+
+func (m *Metrics) forwarded(l labelSet, took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	m.upstream.WithLabelValues(l[:]...).Inc()
+	m.duration.WithLabelValues(l[:]...).Observe(took.Seconds())
+	if err != nil {
+		m.failures.WithLabelValues(l[:]...).Inc()
+	}
+}
