@@ -61,6 +61,9 @@ func (e *DeniedError) Error() string {
 // one must match (contract 5.5). A policy on trial changes nothing and is
 // reported.
 func Evaluate(v mesh.View, c Conn) Decision {
+	if c.Destination == nil { // nobody's policies apply to nobody; never a reason to let in
+		return Decision{Reason: "the destination workload is unknown"}
+	}
 	policies, missing := v.PoliciesFor(c.Destination)
 	d := judge(policies, newFacts(c))
 	d.Unknown = missing
