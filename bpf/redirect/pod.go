@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// A Pod is one namespace's instance of the steering program with its listeners.
+// Its methods are for one goroutine at a time.
+type Pod struct {
+	node   *Node
+	cookie uint64
+	dir    string
+
+	listeners *ebpf.Map
+	counters  *ebpf.Map
+	program   *ebpf.Program
+	twins     map[uint32]*ebpf.Program // see Ask
+	link      link.Link
+	dns       bool
+}
+
+// Pod attaches the steering program to the namespace of descriptor ns, whose
+// cookie is given, or takes over what is pinned for it. dns says that DNS is
+// answered for the pod. What it steers depends on [Pod.Enroll].
+func (n *Node) Pod(cookie uint64, ns int, dns bool) (*Pod, error) {
+	p := &Pod{node: n, cookie: cookie, dns: dns, twins: map[uint32]*ebpf.Program{}, dir: filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10))}
+	err := n.write(func() error { return p.open(ns) })
+	if err != nil {
+		p.Close()
+		return nil, fmt.Errorf("steer namespace %d: %w", cookie, err)
+	}
+	return p, nil
+}
+
+func (p *Pod) open(ns int) (err error) {
+	if err := makeDir(p.dir); err != nil {
+		return err
+	}
+	if p.listeners, err = openMap(p.dir, redirectMapListeners, p.node.spec.Maps[redirectMapListeners]); err != nil {
+		return err
+	}
+	if p.counters, err = openMap(p.dir, redirectMapPodCounters, p.node.spec.Maps[redirectMapPodCounters]); err != nil {
+		return err
+	}
+	if p.program, err = p.loadSteer(0); err != nil {
+		return err
+	}
+	return p.attach(ns)
+}
+
+// loadSteer loads the program with this pod's constants; pretend is 0 but for
+// twins.
+func (p *Pod) loadSteer(pretend uint32) (*ebpf.Program, error) {
+	spec := p.node.spec.Copy()
+	err := errors.Join(
+		spec.Variables[redirectVarSelf].Set(p.cookie),
+		spec.Variables[redirectVarDns].Set(p.dns),
+		spec.Variables[redirectVarPretend].Set(pretend))
+	if err != nil {
+		return nil, fmt.Errorf("set constants: %w", err)
+	}
+	maps := map[string]*ebpf.Map{redirectMapListeners: p.listeners, redirectMapPodCounters: p.counters}
+	for name, m := range p.node.maps {
+		maps[name] = m
+	}
+	programs, err := p.node.load(spec, []string{redirectProgSteer}, maps)
+	if err != nil {
+		return nil, err
+	}
+	return programs[redirectProgSteer], nil
+}
+
+func (p *Pod) attach(ns int) error {
+	pin := filepath.Join(p.dir, redirectProgSteer)
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		return fmt.Errorf("stat namespace: %w", err)
+	}
+	old, err := openLink(pin, p.program)
+	if err != nil {
+		return err
+	}
+	if old != nil && uint64(netnsOf(pin)) == st.Ino {
+		p.link, err = updated(old, pin, p.program)
+		return err
+	}
+	if old != nil {
+		old.Close()
+	}
+	l, err := link.AttachNetNs(ns, p.program)
+	if err != nil {
+		return fmt.Errorf("attach sk_lookup: %w", err)
+	}
+	if err := pinLink(l, pin); err != nil {
+		return err
+	}
+	p.link = l
+	return nil
+}
+
+// Attached says whether the program is where it was attached to and still ours.
+func (p *Pod) Attached(ns int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		return fmt.Errorf("stat namespace: %w", err)
+	}
+	info, err := p.link.Info()
+	if err != nil {
+		return fmt.Errorf("read link: %w", err)
+	}
+	if info.NetNs() == nil || uint64(info.NetNs().NetnsInode) != st.Ino {
+		return errors.New("sk_lookup is no longer attached to the pod's namespace")
+	}
+	return checkTag(p.link, p.program)
+}
+
+// SetListener puts the listening socket of a descriptor into a slot, at once
+// and for all connections from then on.
+func (p *Pod) SetListener(s Slot, fd int) error {
+	err := p.node.write(func() error {
+		return p.listeners.Update(uint32(s), uint64(fd), ebpf.UpdateAny)
+	})
+	if err != nil {
+		return fmt.Errorf("set listener %d: %w", s, err)
+	}
+	return nil
+}
+
+// ownKey is struct own_key.
+func ownKey(cookie uint64, a netip.Addr) redirectOwnKey {
+	k := redirectOwnKey{Netns: cookie}
+	raw := a.As16()
+	for i := range k.Address.Word {
+		k.Address.Word[i] = nativeWord(raw[i*4:])
+	}
+	return k
+}
+
+// SetAddresses makes addrs, and no others, the pod's own.
+func (p *Pod) SetAddresses(addrs []netip.Addr) error {
+	want := map[redirectOwnKey]bool{}
+	for _, a := range addrs {
+		want[ownKey(p.cookie, a)] = true
+	}
+	err := p.node.write(func() error {
+		m := p.node.maps[redirectMapAddresses]
+		for key := range want {
+			if err := m.Update(key, uint32(1), ebpf.UpdateAny); err != nil {
+				return err
+			}
+		}
+		return p.node.forgetAddresses(func(k redirectOwnKey) bool { return k.Netns == p.cookie && !want[k] })
+	})
+	if err != nil {
+		return fmt.Errorf("set addresses of namespace %d: %w", p.cookie, err)
+	}
+	return nil
+}
+
+// forgetAddresses deletes the entries that gone says are.
+func (n *Node) forgetAddresses(gone func(redirectOwnKey) bool) error {
+	m := n.maps[redirectMapAddresses]
+	var key redirectOwnKey
+	var value uint32
+	var stale []redirectOwnKey
+	for it := m.Iterate(); it.Next(&key, &value); {
+		if gone(key) {
+			stale = append(stale, key)
+		}
+	}
+	for _, k := range stale {
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Enroll begins the capture of every socket that the namespace opens from now
+// on.
+func (p *Pod) Enroll() error {
+	err := p.node.write(func() error {
+		return p.node.maps[redirectMapEnrolled].Update(p.cookie, p.node.generation, ebpf.UpdateAny)
+	})
+	if err != nil {
+		return fmt.Errorf("enroll namespace %d: %w", p.cookie, err)
+	}
+	return nil
+}
+
+// Unenroll ends it. Sockets already captured stay confined to lo.
+func (p *Pod) Unenroll() error {
+	if err := p.node.write(func() error { return p.node.unenroll(p.cookie) }); err != nil {
+		return fmt.Errorf("un-enroll namespace %d: %w", p.cookie, err)
+	}
+	return nil
+}
+
+func (n *Node) unenroll(cookie uint64) error {
+	err := n.maps[redirectMapEnrolled].Delete(cookie)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Counts reads the pod's share of the counters of sk_lookup.
+func (p *Pod) Counts() ([]Count, error) { return readCounts(p.counters) }
+
+// Remove un-enrolls, detaches and unpins. The caller has seen to it that no
+// socket is left that needs the program.
+func (p *Pod) Remove() error {
+	err := p.node.write(func() error { return p.node.removePod(p.cookie, p.dir) })
+	if err != nil {
+		return fmt.Errorf("remove namespace %d: %w", p.cookie, err)
+	}
+	return p.Close()
+}
+
+func (n *Node) removePod(cookie uint64, dir string) error {
+	return errors.Join(
+		n.unenroll(cookie),
+		n.forgetAddresses(func(k redirectOwnKey) bool { return k.Netns == cookie }),
+		os.RemoveAll(dir))
+}
+
+// Close lets go of descriptors; pins stay. Later calls do nothing.
+func (p *Pod) Close() error {
+	var errs []error
+	if p.link != nil {
+		errs = append(errs, p.link.Close())
+	}
+	if p.program != nil {
+		errs = append(errs, p.program.Close())
+	}
+	if p.listeners != nil {
+		errs = append(errs, p.listeners.Close())
+	}
+	if p.counters != nil {
+		errs = append(errs, p.counters.Close())
+	}
+	for _, t := range p.twins {
+		errs = append(errs, t.Close())
+	}
+	clear(p.twins)
+	p.link, p.program, p.listeners, p.counters = nil, nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// Collect removes the pins of pods whose namespace is gone. It returns how many
+// there were.
+func (n *Node) Collect() (int, error) {
+	gone := 0
+	err := n.write(func() error {
+		pods, err := PodPins(filepath.Dir(n.dir))
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods {
+			if pod.NetnsIno != 0 || filepath.Dir(filepath.Dir(pod.path)) != n.dir {
+				continue
+			}
+			if err := n.removePod(pod.Cookie, pod.path); err != nil {
+				return err
+			}
+			gone++
+		}
+		return nil
+	})
+	if err != nil {
+		return gone, fmt.Errorf("collect pins: %w", err)
+	}
+	return gone, nil
+}

@@ -1,0 +1,573 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+
+/* Capture of a pod's sockets. No address is ever rewritten: a mark brings the
+ * flow to lo, where the pod's own instance of `steer` hands it to the proxy.
+ *
+ *   program   attached to             runs when                  does
+ *   connect4  cgroup root             an IPv4 connect            confine + mark, or refuse
+ *   connect6  cgroup root             an IPv6 connect            the same
+ *   create    cgroup root             a socket is made           mark UDP, for its DNS
+ *   guard     cgroup root             a packet leaves a socket   drop what escapes lo
+ *   events    cgroup root             TCP opens and closes       announce deliveries
+ *   probe     cgroup root or kubelet  TCP opens and closes       announce the host's probes
+ *   steer     one pod's namespace     no socket has the flow     choose the listener
+ *
+ * Marks steer routing and are never credentials: any pod may forge them. Who a
+ * socket belongs to is written in `sockets`, by descriptor or by these programs.
+ */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#include "address.h"
+#include "count.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* Not in the headers we allow ourselves; all are user space ABI. */
+#define SOCK_STREAM	   1
+#define SOL_SOCKET	   1
+#define SO_MARK		   36
+#define IPPROTO_TCP	   6
+#define IPPROTO_UDP	   17
+#define LOOPBACK_IFINDEX   1 /* of every namespace, include/net/flow.h */
+
+#define PASS		   1
+#define REFUSE		   0 /* connect(2) returns EPERM; a packet is dropped */
+
+#define MARK_CAPTURE	   0x1000
+#define MARK_CAPTURE_MASK  0xf000
+#define MARK_DELIVERY	   0x111
+#define MARK_DELIVERY_MASK 0xfff
+
+#define PORT_DNS	   53
+#define PORT_HBONE	   15008
+
+/* How long an announced SYN may take, retransmissions included. */
+#define PASS_NANOSECONDS 10000000000ULL
+
+/* Set before loading. */
+const volatile __u64 self = 0;	  /* steer: cookie of the namespace it is attached to */
+const volatile __u8 dns = 0;	  /* steer: there is a DNS server for this pod */
+const volatile __u32 pretend = 0; /* steer: in test runs, which cannot say it, ingress_ifindex */
+const volatile __u64 host = 0;	  /* probe: cookie of the host's namespace; 0: the initial one */
+
+/* Every way out of a program that an operator may ask about. User space reads
+ * the counters by index: append only. Names are in reasons.go. */
+enum reason {
+	CONNECT_CAPTURED,
+	CONNECT_OWN,
+	CONNECT_LOOPBACK,
+	CONNECT_SELF,
+	CONNECT_REFUSED_DEVICE,
+	CONNECT_REFUSED_LINK_LOCAL,
+	CONNECT_REFUSED_MARK,
+	CONNECT_REFUSED_STORAGE,
+	CONNECT_REFUSED_COLLISION,
+	CREATE_MARKED,
+	GUARD_DROPPED,
+	EVENT_ANNOUNCED,
+	EVENT_ANNOUNCE_FAILED,
+	PROBE_ANNOUNCED,
+	PROBE_ANNOUNCE_FAILED,
+	STEER_OUTBOUND,
+	STEER_PLAINTEXT,
+	STEER_HBONE,
+	STEER_DNS_UDP,
+	STEER_DNS_TCP,
+	STEER_PASS_LOOPBACK,
+	STEER_PASS_SELF,
+	STEER_PASS_DELIVERY,
+	STEER_PASS_HOST,
+	STEER_EXPIRED,
+	STEER_DROPPED_NO_LISTENER,
+	STEER_DROPPED_ASSIGN,
+	EVENT_CONFINED,
+	EVENT_STORAGE_FAILED,
+	REASONS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* One pod's share of the STEER counters. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} pod_counters SEC(".maps");
+
+/* The namespaces whose sockets are captured, by cookie; cookies are never used
+ * twice. The value is the generation of the process that wrote it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} enrolled SEC(".maps");
+
+/* The addresses that a namespace has. */
+struct own_key {
+	__u64 netns;
+	struct address address;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct own_key);
+	__type(value, __u32);
+} addresses SEC(".maps");
+
+/* What we know of a socket. */
+enum role {
+	ROLE_NONE,
+	ROLE_OWN,      /* the proxy's; only user space writes it, by descriptor */
+	ROLE_CONFINED, /* captured: may send through lo only */
+	ROLE_PASSIVE,  /* accepted, from outside */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} sockets SEC(".maps");
+
+/* Connections that may reach an application of the pod directly. The owner is
+ * the namespace of the connecting socket: the pod's own, in which only the
+ * proxy's sockets are announced, or HOST. Tuples alone could be forged from
+ * any other pod. Ports are in host order. */
+#define HOST 0 /* no namespace has this cookie */
+
+struct flow {
+	__u64 owner;
+	struct address from, to;
+	__u16 from_port, to_port;
+	__u32 zero; /* explicit: keys are compared as bytes */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, __u64); /* bpf_ktime_get_ns of the announcement */
+} pass SEC(".maps");
+
+/* One pod's listeners. */
+enum slot {
+	SLOT_OUTBOUND,
+	SLOT_PLAINTEXT,
+	SLOT_HBONE,
+	SLOT_DNS_UDP4,
+	SLOT_DNS_UDP6,
+	SLOT_DNS_TCP4,
+	SLOT_DNS_TCP6,
+	SLOTS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, __u64); /* 8 bytes: user space reads cookies back */
+} listeners SEC(".maps");
+
+/* One element: the generation of the process that may write the maps. Read by
+ * user space only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} generation SEC(".maps");
+
+static __always_inline int with(int verdict, enum reason why)
+{
+	count_in(&counters, why);
+	return verdict;
+}
+
+static __always_inline bool is_enrolled(__u64 netns)
+{
+	return bpf_map_lookup_elem(&enrolled, &netns) != 0;
+}
+
+static __always_inline bool is_own_address(__u64 netns, const struct address *a)
+{
+	struct own_key key = {.netns = netns, .address = *a};
+
+	return bpf_map_lookup_elem(&addresses, &key) != 0;
+}
+
+static __always_inline bool is_delivery(__u32 mark)
+{
+	return (mark & MARK_DELIVERY_MASK) == MARK_DELIVERY;
+}
+
+static __always_inline bool is_capture(__u32 mark)
+{
+	return (mark & MARK_CAPTURE_MASK) == MARK_CAPTURE;
+}
+
+/* ---- connect: out of a pod ---- */
+
+/* A delivery's source port may be that of a live connection of the same client
+ * to the same application port. Its SYN would hit that connection, whose
+ * challenge ACK makes the kernel answer with a reset that kills it. v4 is the
+ * program's family: neither may read the other's address. */
+static __always_inline bool collides(struct bpf_sock_addr *ctx, struct bpf_sock *sk, bool v4)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *found;
+	bool live;
+
+	if (v4) {
+		t.ipv4.saddr = sk->src_ip4;
+		t.ipv4.sport = bpf_htons(sk->src_port);
+		t.ipv4.daddr = READ(ctx, user_ip4);
+		t.ipv4.dport = READ(ctx, user_port);
+		found = bpf_sk_lookup_tcp(ctx, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		t.ipv6.saddr[0] = sk->src_ip6[0];
+		t.ipv6.saddr[1] = sk->src_ip6[1];
+		t.ipv6.saddr[2] = sk->src_ip6[2];
+		t.ipv6.saddr[3] = sk->src_ip6[3];
+		t.ipv6.sport = bpf_htons(sk->src_port);
+		t.ipv6.daddr[0] = READ(ctx, user_ip6[0]);
+		t.ipv6.daddr[1] = READ(ctx, user_ip6[1]);
+		t.ipv6.daddr[2] = READ(ctx, user_ip6[2]);
+		t.ipv6.daddr[3] = READ(ctx, user_ip6[3]);
+		t.ipv6.dport = READ(ctx, user_port);
+		found = bpf_sk_lookup_tcp(ctx, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!found)
+		return 0;
+	live = found->state != BPF_TCP_LISTEN && found->state != BPF_TCP_TIME_WAIT;
+	bpf_sk_release(found);
+	return live;
+}
+
+/* The decision for one connect(2). Also for MSG_FASTOPEN, non-blocking
+ * connects, and the subflows of MPTCP sockets: all of them come by here before
+ * the route is looked up. */
+static __always_inline int connecting(struct bpf_sock_addr *ctx, const struct address *dst, bool v4)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	__u32 mark = MARK_CAPTURE;
+	__u32 none = ROLE_NONE;
+	__u32 *role;
+
+	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !sk)
+		return PASS;
+
+	role = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!is_enrolled(netns)) {
+		/* A socket that outlived its pod's enrolment is free again. */
+		if (role && *role != ROLE_OWN)
+			*role = ROLE_NONE;
+		return PASS;
+	}
+	if (role && *role == ROLE_OWN) {
+		if (is_delivery(sk->mark) && collides(ctx, sk, v4))
+			return with(REFUSE, CONNECT_REFUSED_COLLISION);
+		return with(PASS, CONNECT_OWN);
+	}
+
+	/* Not ours, whatever mark it carries. Confine it first, so that no mark
+	 * or device set later, and no rule that goes missing, lets it leave. */
+	role = bpf_sk_storage_get(&sockets, sk, &none, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!role)
+		return with(REFUSE, CONNECT_REFUSED_STORAGE);
+	*role = ROLE_CONFINED;
+
+	if (sk->bound_dev_if && sk->bound_dev_if != LOOPBACK_IFINDEX)
+		return with(REFUSE, CONNECT_REFUSED_DEVICE);
+	if (is_loopback(dst) || is_unspecified(dst))
+		return with(PASS, CONNECT_LOOPBACK);
+	if (is_own_address(netns, dst))
+		return with(PASS, CONNECT_SELF);
+	if (is_link_local6(dst))
+		return with(REFUSE, CONNECT_REFUSED_LINK_LOCAL);
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+		return with(REFUSE, CONNECT_REFUSED_MARK);
+	return with(PASS, CONNECT_CAPTURED);
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct address dst = from_ip4(READ(ctx, user_ip4));
+
+	return connecting(ctx, &dst, 1);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct address dst = {{READ(ctx, user_ip6[0]), READ(ctx, user_ip6[1]),
+			       READ(ctx, user_ip6[2]), READ(ctx, user_ip6[3])}};
+
+	return connecting(ctx, &dst, 0);
+}
+
+/* The mark of a UDP socket counts from its first packet on, which a sendmsg
+ * hook is too late for. The pod's rule takes only port 53 of it. */
+SEC("cgroup/sock_create")
+int create(struct bpf_sock *sk)
+{
+	if (sk->protocol != IPPROTO_UDP)
+		return PASS;
+	if (!is_enrolled(bpf_get_netns_cookie(sk)))
+		return PASS;
+	sk->mark = MARK_CAPTURE;
+	return with(PASS, CREATE_MARKED);
+}
+
+/* ---- guard: nothing captured leaves but through lo ---- */
+
+SEC("cgroup_skb/egress")
+int guard(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk;
+	__u32 *role;
+
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		return PASS;
+	sk = skb->sk;
+	if (!sk)
+		return PASS;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return PASS;
+	role = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!role || *role != ROLE_CONFINED)
+		return PASS;
+	return with(REFUSE, GUARD_DROPPED);
+}
+
+/* ---- events: announce connections before their SYN leaves ---- */
+
+static __always_inline struct flow flow_of(struct bpf_sock_ops *ctx, __u64 owner)
+{
+	struct flow f = {.owner = owner};
+
+	if (ctx->family == AF_INET) {
+		f.from = from_ip4(READ(ctx, local_ip4));
+		f.to = from_ip4(READ(ctx, remote_ip4));
+	} else {
+		f.from.word[0] = READ(ctx, local_ip6[0]);
+		f.from.word[1] = READ(ctx, local_ip6[1]);
+		f.from.word[2] = READ(ctx, local_ip6[2]);
+		f.from.word[3] = READ(ctx, local_ip6[3]);
+		f.to.word[0] = READ(ctx, remote_ip6[0]);
+		f.to.word[1] = READ(ctx, remote_ip6[1]);
+		f.to.word[2] = READ(ctx, remote_ip6[2]);
+		f.to.word[3] = READ(ctx, remote_ip6[3]);
+	}
+	f.from_port = ctx->local_port;
+	f.to_port = bpf_ntohl(ctx->remote_port);
+	return f;
+}
+
+static __always_inline int announce(struct bpf_sock_ops *ctx, __u64 owner, enum reason done,
+				    enum reason failed)
+{
+	struct flow f = flow_of(ctx, owner);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (bpf_map_update_elem(&pass, &f, &now, BPF_ANY))
+		return with(PASS, failed);
+	/* Be told when the attempt or the connection is over. */
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return with(PASS, done);
+}
+
+/* An entry is good for one connection. While that lives, its socket in the pod
+ * has the tuple; afterwards nobody may use it again. */
+static __always_inline int withdraw(struct bpf_sock_ops *ctx, __u64 owner)
+{
+	__u32 state = ctx->args[1];
+	struct flow f;
+
+	if (state == BPF_TCP_SYN_SENT || state == BPF_TCP_ESTABLISHED)
+		return PASS;
+	f = flow_of(ctx, owner);
+	bpf_map_delete_elem(&pass, &f);
+	return PASS;
+}
+
+/* What a pod's listener accepted over lo from the proxy, or the proxy's from
+ * the pod, has inherited the mark (tcp_fwmark_accept) and is confined as well:
+ * its next bytes would leave in plaintext once the rules are gone. */
+static __always_inline int accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	__u32 none = ROLE_NONE;
+	__u32 *role = bpf_sk_storage_get(&sockets, sk, &none, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!role)
+		return with(PASS, EVENT_STORAGE_FAILED);
+	if (is_delivery(sk->mark) || is_capture(sk->mark)) {
+		*role = ROLE_CONFINED;
+		return with(PASS, EVENT_CONFINED);
+	}
+	*role = ROLE_PASSIVE;
+	return PASS;
+}
+
+SEC("sockops")
+int events(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk;
+	__u64 netns;
+	__u32 *role;
+
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB &&
+	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		return PASS;
+	netns = bpf_get_netns_cookie(ctx);
+	if (!is_enrolled(netns))
+		return PASS;
+	sk = ctx->sk;
+	if (!sk)
+		return PASS;
+	if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		return accepted(ctx, sk);
+
+	role = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!role || *role != ROLE_OWN || !is_delivery(sk->mark))
+		return PASS;
+	if (ctx->op == BPF_SOCK_OPS_STATE_CB)
+		return withdraw(ctx, netns);
+	return announce(ctx, netns, EVENT_ANNOUNCED, EVENT_ANNOUNCE_FAILED);
+}
+
+SEC("sockops")
+int probe(struct bpf_sock_ops *ctx)
+{
+	__u64 netns;
+
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB)
+		return PASS;
+	netns = bpf_get_netns_cookie(ctx);
+	if (netns != (host ? host : bpf_get_netns_cookie(0)))
+		return PASS;
+	if (ctx->op == BPF_SOCK_OPS_STATE_CB)
+		return withdraw(ctx, HOST);
+	return announce(ctx, HOST, PROBE_ANNOUNCED, PROBE_ANNOUNCE_FAILED);
+}
+
+/* ---- steer: into the proxy ---- */
+
+static __always_inline int steered(int verdict, enum reason why)
+{
+	count_in(&pod_counters, why);
+	return with(verdict, why);
+}
+
+static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot, enum reason why)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
+	long err;
+
+	/* Dropped, not refused: the client's kernel sends its SYN again, by when
+	 * a new process may be listening. */
+	if (!sk)
+		return steered(SK_DROP, STEER_DROPPED_NO_LISTENER);
+	err = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	if (err)
+		return steered(SK_DROP, STEER_DROPPED_ASSIGN);
+	return steered(SK_PASS, why);
+}
+
+/* Whether owner announced the flow, and lately. */
+static __always_inline bool announced(struct flow *f, __u64 owner)
+{
+	__u64 *since;
+
+	f->owner = owner;
+	since = bpf_map_lookup_elem(&pass, f);
+	if (!since)
+		return 0;
+	if (bpf_ktime_get_ns() - *since < PASS_NANOSECONDS)
+		return 1;
+	bpf_map_delete_elem(&pass, f);
+	count_in(&counters, STEER_EXPIRED);
+	return 0;
+}
+
+static __always_inline int steer_udp(struct bpf_sk_lookup *ctx, bool came_by_lo, bool to_self)
+{
+	if (!dns || !came_by_lo || to_self || ctx->local_port != PORT_DNS)
+		return SK_PASS;
+	return assign(ctx, ctx->family == AF_INET ? SLOT_DNS_UDP4 : SLOT_DNS_UDP6, STEER_DNS_UDP);
+}
+
+/* Asked only for what no established socket has: SYNs and unconnected UDP. For
+ * an address of the pod's own, ingress_ifindex is the device that owns it, also
+ * when the packet came by lo; so lo and a foreign address together are what was
+ * captured here. */
+SEC("sk_lookup")
+int steer(struct bpf_sk_lookup *ctx)
+{
+	__u32 ifindex = pretend ? pretend : ctx->ingress_ifindex;
+	bool came_by_lo = ifindex == LOOPBACK_IFINDEX;
+	struct flow f = {};
+	bool to_self;
+
+	if (!is_enrolled(self))
+		return SK_PASS;
+	if (!ifindex)
+		return SK_PASS; /* collides() is asking */
+
+	if (ctx->family == AF_INET) {
+		f.from = from_ip4(READ(ctx, remote_ip4));
+		f.to = from_ip4(READ(ctx, local_ip4));
+	} else {
+		f.from.word[0] = READ(ctx, remote_ip6[0]);
+		f.from.word[1] = READ(ctx, remote_ip6[1]);
+		f.from.word[2] = READ(ctx, remote_ip6[2]);
+		f.from.word[3] = READ(ctx, remote_ip6[3]);
+		f.to.word[0] = READ(ctx, local_ip6[0]);
+		f.to.word[1] = READ(ctx, local_ip6[1]);
+		f.to.word[2] = READ(ctx, local_ip6[2]);
+		f.to.word[3] = READ(ctx, local_ip6[3]);
+	}
+	f.from_port = bpf_ntohs(ctx->remote_port);
+	f.to_port = ctx->local_port;
+
+	if (is_loopback(&f.to) || is_loopback(&f.from))
+		return steered(SK_PASS, STEER_PASS_LOOPBACK);
+	to_self = is_own_address(self, &f.to);
+	if (ctx->protocol == IPPROTO_UDP)
+		return steer_udp(ctx, came_by_lo, to_self);
+	if (ctx->protocol != IPPROTO_TCP)
+		return SK_PASS;
+
+	if (came_by_lo && !to_self) {
+		if (dns && f.to_port == PORT_DNS)
+			return assign(ctx, ctx->family == AF_INET ? SLOT_DNS_TCP4 : SLOT_DNS_TCP6,
+				      STEER_DNS_TCP);
+		return assign(ctx, SLOT_OUTBOUND, STEER_OUTBOUND);
+	}
+	if (is_own_address(self, &f.from))
+		return steered(SK_PASS, STEER_PASS_SELF);
+	/* Assigned, not just bound: an application may have bound the port. */
+	if (f.to_port == PORT_HBONE)
+		return assign(ctx, SLOT_HBONE, STEER_HBONE);
+	if (announced(&f, self))
+		return steered(SK_PASS, STEER_PASS_DELIVERY);
+	if (announced(&f, HOST))
+		return steered(SK_PASS, STEER_PASS_HOST);
+	return assign(ctx, SLOT_PLAINTEXT, STEER_PLAINTEXT);
+}

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package redirect loads the programs that capture a pod's sockets, attaches
+// and pins them, and speaks to their maps.
+//
+// It is the only owner of redirect.c. It opens no socket and enters no
+// namespace: descriptors and cookies are handed in. Its pins outlive the
+// process, so that capture has no gap while none runs; [Remove] is what ends
+// it. docs/wire/redirect.md lists maps and pins.
+package redirect
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel redirect redirect.c -- -I../include
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// ABI numbers the layout of pinned maps and the meaning of their contents, and
+// the programs that share them. Whoever changes either raises it, so that two
+// versions never write to the same pins.
+const ABI = 1
+
+// The marks that programs and routing rules share, with their masks. They steer
+// and prove nothing: any pod may set them.
+const (
+	MarkCapture      = 0x1000
+	MarkCaptureMask  = 0xf000
+	MarkDelivery     = 0x111
+	MarkDeliveryMask = 0xfff
+)
+
+// A Slot is a listener's place in a pod's listener map (enum slot).
+type Slot uint32
+
+// The slots.
+const (
+	SlotOutbound Slot = iota
+	SlotPlaintext
+	SlotHBONE
+	SlotDNSUDP4
+	SlotDNSUDP6
+	SlotDNSTCP4
+	SlotDNSTCP6
+)
+
+// ErrReplaced means that a newer process has taken over the pins; what is
+// pinned is no longer this process's to change.
+var ErrReplaced = errors.New("a newer process has taken over capture")
+
+// Options say where the programs go.
+type Options struct {
+	PinDir string // on a bpf file system
+	// CgroupRoot is the cgroup v2 directory to attach to.
+	CgroupRoot string
+	// ProbeCgroup is the directory whose sockets in the host's namespace may
+	// reach applications directly; empty: CgroupRoot.
+	ProbeCgroup string
+	// HostCookie is the host namespace's; 0: that of the initial namespace.
+	HostCookie uint64
+}
+
+// A Node has the programs and maps that all pods of a node share. Its methods
+// may be called by several goroutines.
+type Node struct {
+	dir        string // PinDir/v<ABI>
+	spec       *ebpf.CollectionSpec
+	maps       map[string]*ebpf.Map // the shared ones, by name
+	generation uint64
+
+	mu    sync.Mutex
+	links []link.Link // held open: a dropped link is closed by the collector; guarded by mu
+}
+
+// sharedMaps are pinned once per node, before any link.
+func sharedMaps() []string {
+	return []string{redirectMapEnrolled, redirectMapAddresses, redirectMapSockets,
+		redirectMapPass, redirectMapCounters, redirectMapGeneration}
+}
+
+// A hook is a program with its place.
+type hook struct {
+	program string
+	attach  ebpf.AttachType
+}
+
+func hooks() []hook {
+	return []hook{
+		// The guard comes first: nothing is marked that is not guarded.
+		{redirectProgGuard, ebpf.AttachCGroupInetEgress},
+		{redirectProgEvents, ebpf.AttachCGroupSockOps},
+		{redirectProgProbe, ebpf.AttachCGroupSockOps},
+		{redirectProgCreate, ebpf.AttachCGroupInetSockCreate},
+		{redirectProgConnect4, ebpf.AttachCGroupInet4Connect},
+		{redirectProgConnect6, ebpf.AttachCGroupInet6Connect},
+	}
+}
+
+// Open loads the node's programs and attaches them, or takes over the pins of
+// the process before. Nothing is captured until a pod is enrolled.
+func Open(o Options) (*Node, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise memlock limit: %w", err)
+	}
+	dir, err := prepareDir(o.PinDir)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := loadRedirect()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[redirectVarHost].Set(o.HostCookie); err != nil {
+		return nil, fmt.Errorf("set host cookie: %w", err)
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	n := &Node{dir: dir, spec: spec, maps: map[string]*ebpf.Map{}}
+	if err := n.open(o); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) open(o Options) error {
+	for _, name := range sharedMaps() {
+		m, err := openMap(n.dir, name, n.spec.Maps[name])
+		if err != nil {
+			return err
+		}
+		n.maps[name] = m
+	}
+	if err := n.takeGeneration(); err != nil {
+		return err
+	}
+	names := make([]string, 0, len(hooks()))
+	for _, h := range hooks() {
+		names = append(names, h.program)
+	}
+	programs, err := n.load(n.spec, names, n.maps)
+	if err != nil {
+		return err
+	}
+	defer closePrograms(programs)
+	for _, h := range hooks() {
+		at := o.CgroupRoot
+		if h.program == redirectProgProbe && o.ProbeCgroup != "" {
+			at = o.ProbeCgroup
+		}
+		l, err := attachCgroup(filepath.Join(n.dir, h.program), at, h.attach, programs[h.program])
+		if err != nil {
+			return err
+		}
+		n.links = append(n.links, l)
+	}
+	return nil
+}
+
+// load loads the named programs of spec over the given maps.
+func (n *Node) load(spec *ebpf.CollectionSpec, names []string, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+	spec = spec.Copy()
+	wanted := map[string]*ebpf.ProgramSpec{}
+	used := map[string]bool{}
+	for _, name := range names {
+		p := spec.Programs[name]
+		wanted[name] = p
+		for i := range p.Instructions {
+			used[p.Instructions[i].Reference()] = true
+		}
+	}
+	spec.Programs = wanted
+	replace := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		switch {
+		case maps[name] != nil && used[name]:
+			replace[name] = maps[name]
+		case !used[name]:
+			delete(spec.Maps, name)
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	defer c.Close()
+	programs := map[string]*ebpf.Program{}
+	for _, name := range names {
+		programs[name] = c.DetachProgram(name)
+	}
+	return programs, nil
+}
+
+func closePrograms(programs map[string]*ebpf.Program) {
+	for _, p := range programs {
+		p.Close()
+	}
+}
+
+// takeGeneration makes this process the one that may write.
+func (n *Node) takeGeneration() error {
+	m := n.maps[redirectMapGeneration]
+	var last uint64
+	if err := m.Lookup(uint32(0), &last); err != nil {
+		return fmt.Errorf("read generation: %w", err)
+	}
+	n.generation = last + 1
+	if err := m.Update(uint32(0), n.generation, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("write generation: %w", err)
+	}
+	return nil
+}
+
+// write runs fn under the lock of the pin directory if no newer process has
+// taken over.
+func (n *Node) write(fn func() error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	unlock, err := lockDir(n.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var now uint64
+	if err := n.maps[redirectMapGeneration].Lookup(uint32(0), &now); err != nil {
+		return fmt.Errorf("read generation: %w", err)
+	}
+	if now != n.generation {
+		return ErrReplaced
+	}
+	return fn()
+}
+
+// Own flags the socket as the proxy's: it is never captured, and what it
+// delivers reaches applications.
+func (n *Node) Own(fd int) error {
+	const roleOwn = uint32(1) // enum role
+	if err := n.maps[redirectMapSockets].Update(uint32(fd), roleOwn, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("flag socket: %w", err)
+	}
+	return nil
+}
+
+// SocketsMap is the descriptor of the map of roles, for inet_diag to read it
+// by. It belongs to the node.
+func (n *Node) SocketsMap() int { return n.maps[redirectMapSockets].FD() }
+
+// IsEnrolled says whether the namespace is captured, by this process or the
+// one before.
+func (n *Node) IsEnrolled(cookie uint64) (bool, error) {
+	var by uint64
+	err := n.maps[redirectMapEnrolled].Lookup(cookie, &by)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// A Count is the value of one counter.
+type Count struct {
+	Reason
+	Value uint64
+}
+
+// Counts reads every counter of the node.
+func (n *Node) Counts() ([]Count, error) { return readCounts(n.maps[redirectMapCounters]) }
+
+func readCounts(m *ebpf.Map) ([]Count, error) {
+	var counts []Count
+	for i, reason := range reasons() {
+		var perCPU []uint64
+		if err := m.Lookup(uint32(i), &perCPU); err != nil {
+			return nil, fmt.Errorf("read counter %s %s: %w", reason.Hook, reason.Name, err)
+		}
+		c := Count{Reason: reason}
+		for _, v := range perCPU {
+			c.Value += v
+		}
+		counts = append(counts, c)
+	}
+	return counts, nil
+}
+
+// Close lets go of descriptors. Pins, and with them capture, stay. Later calls
+// do nothing.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, l := range n.links {
+		errs = append(errs, l.Close())
+	}
+	n.links = nil
+	for _, m := range n.maps {
+		errs = append(errs, m.Close()) // twice does no harm
+	}
+	return errors.Join(errs...)
+}
+
+// openMap opens the pin of a map, or makes and pins it.
+func openMap(dir, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	path := filepath.Join(dir, name)
+	err := checkPin(path)
+	if errors.Is(err, os.ErrNotExist) {
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			return nil, fmt.Errorf("make map %s: %w", name, err)
+		}
+		if err := m.Pin(path); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("pin map %s: %w", name, err)
+		}
+		return m, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open pin %s: %w", path, err)
+	}
+	if err := spec.Compatible(m); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin %s is not ours: %v; `ztunnel cleanup` removes it", path, err)
+	}
+	return m, nil
+}
+
+// attachCgroup attaches through a bpf_link, or gives the pinned link the new
+// program. link.AttachCgroup would fall back to modes in which others may
+// override us, so the raw form is used and its refusal is final.
+func attachCgroup(pin, cgroup string, attach ebpf.AttachType, p *ebpf.Program) (link.Link, error) {
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("stat cgroup %s: %w", cgroup, err)
+	}
+	old, err := openLink(pin, p)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		if info, err := old.Info(); err == nil && info.Cgroup() != nil && info.Cgroup().CgroupId == st.Ino {
+			return updated(old, pin, p)
+		}
+		defer old.Close() // attached elsewhere, or its cgroup is gone
+	}
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: p, Attach: attach})
+	if err != nil {
+		return nil, fmt.Errorf("attach %s to cgroup %s: %w", filepath.Base(pin), cgroup, err)
+	}
+	return l, pinLink(l, pin)
+}
+
+// pinLink pins a fresh link, replacing what was pinned there. On error the
+// link is closed.
+func pinLink(l link.Link, pin string) error {
+	fresh := pin + "_new" // the file system takes no dots
+	os.Remove(fresh) // of a process that died right here
+	err := l.Pin(fresh)
+	if err == nil {
+		err = os.Rename(fresh, pin)
+	}
+	if err != nil {
+		l.Close()
+		return fmt.Errorf("pin link %s: %w", pin, err)
+	}
+	return nil
+}
+
+func updated(l link.Link, pin string, p *ebpf.Program) (link.Link, error) {
+	if err := l.Update(p); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("update program of %s: %w", pin, err)
+	}
+	return l, nil
+}
+
+// openLink opens a pinned link; nil: there is none. A pin that is not root's
+// alone, or runs another program than p, is refused.
+func openLink(pin string, p *ebpf.Program) (link.Link, error) {
+	err := checkPin(pin)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open pin %s: %w", pin, err)
+	}
+	if err := checkTag(l, p); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("pin %s: %w; `ztunnel cleanup` removes it", pin, err)
+	}
+	return l, nil
+}
+
+func checkTag(l link.Link, p *ebpf.Program) error {
+	info, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("read link: %w", err)
+	}
+	running, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return fmt.Errorf("open its program: %w", err)
+	}
+	defer running.Close()
+	got, err := running.Info()
+	if err != nil {
+		return fmt.Errorf("read its program: %w", err)
+	}
+	want, err := p.Info()
+	if err != nil {
+		return fmt.Errorf("read our program: %w", err)
+	}
+	if got.Tag != want.Tag {
+		return fmt.Errorf("runs program %s with tag %s, not %s", got.Name, got.Tag, want.Tag)
+	}
+	return nil
+}
