@@ -193,6 +193,31 @@ func TestRefusesThePeer(t *testing.T) {
 	}
 }
 
+// With 1.2 allowed a peer that knows no more is met and checked like any other.
+func TestAPeerOfTLS12IsCheckedToo(t *testing.T) {
+	leak.Check(t)
+	ca := certstest.Issuer(t, time.Hour)
+	opts := mtls.Options{TLS12: true}
+	for _, tc := range []struct {
+		client, server string
+		ok             bool
+	}{
+		{clientURI, serverURI, true},
+		{"spiffe://else.where/ns/default/sa/client", serverURI, false},
+		{clientURI, clientURI, false},
+	} {
+		client := mtls.Client(ca.Bundle(tc.client), expect(t, serverURI), opts)
+		client.MaxVersion = tls.VersionTLS12
+		o := shake(t, client, mtls.Server(ca.Bundle(tc.server), opts))
+		if ok := o.clientErr == nil && o.serverErr == nil; ok != tc.ok {
+			t.Errorf("%s to %s: client: %v; server: %v", tc.client, tc.server, o.clientErr, o.serverErr)
+		}
+		if tc.ok && o.server.Version != tls.VersionTLS12 {
+			t.Errorf("version %04x", o.server.Version)
+		}
+	}
+}
+
 func TestRefusesAClientOfAnotherRoot(t *testing.T) {
 	leak.Check(t)
 	ca, other := certstest.Issuer(t, time.Hour), certstest.Issuer(t, time.Hour)
