@@ -44,6 +44,8 @@ func TestHouse(t *testing.T) {
 	for name, found := range map[string][]string{
 		"imports follow the table":         table.Imports(tree),
 		"the table speaks of what exists":  table.Stale(tree),
+		"promises name tests that exist":   NamedTests(tree, read(t, "docs/compat.md")),
+		"links lead somewhere":             Links(tree),
 		"every dependency has a reason":    dependencies,
 		"some imports are never right":     Never(tree),
 		"decisions are pure":               Pure(tree),
@@ -134,6 +136,8 @@ func TestEveryRuleObjects(t *testing.T) {
 		{"config", ExportedDocs, "p/a.go", doc + "// Config is.\ntype Config struct {\n\t// A is.\n\tA int\n\tB int\n\n\tC int\n}", "field Config.C"},
 		{"config", ExportedDocs, "p/a.go", doc + "// Config is.\ntype Config struct {\n\t// A is.\n\tA int\n\tB int\n\n\tC int // is.\n}", ""},
 
+		{"a link", Links, "docs/a.md", "see [b](../b.md#c) and [d](https://d.org/x)", "docs/a.md: the link to ../b.md leads nowhere"},
+		{"a link", Links, "a.md", "see [this](.) and [d](https://d.org/x)", ""},
 		{"drawer", Names, "p/a.go", "package utils\n", "says nothing"},
 		{"init", NoInit, "p/a.go", doc + "func init() {}", "init()"},
 		{"init as a method", NoInit, "p/a.go", doc + "type t int\nfunc (t) init() {}", ""},
@@ -159,6 +163,14 @@ func TestEveryRuleObjects(t *testing.T) {
 		if tc.want == "" && found != "" || !strings.Contains(found, tc.want) {
 			t.Errorf("%s: %q in\n%s\nwant %q", tc.name, found, tc.text, tc.want)
 		}
+	}
+}
+
+func TestNamedTestsMustExist(t *testing.T) {
+	tree := of(t, "p/a_test.go", "package p\nfunc TestA() {}\n")
+	found := NamedTests(tree, "`p.TestA` and `p.TestB`, but not `p.Other` nor p.TestC")
+	if len(found) != 1 || !strings.Contains(found[0], "p.TestB") {
+		t.Errorf("%q", found)
 	}
 }
 

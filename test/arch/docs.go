@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"go/ast"
 	"go/token"
+	"os"
 	"path"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -138,4 +141,46 @@ func fields(tree *Tree, owner string, s *ast.StructType, report func(token.Pos, 
 			}
 		}
 	}
+}
+
+// NamedTests finds tests that a page names in code quotes, as
+// internal/certs.TestX, and that do not exist: the promise that they hold
+// would be held by nobody.
+func NamedTests(tree *Tree, page string) []string {
+	exists := map[string]bool{}
+	for _, f := range tree.Files {
+		for _, d := range f.Syntax.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && f.Test && fn.Recv == nil {
+				exists[f.Package()+"."+fn.Name.Name] = true
+			}
+		}
+	}
+	var found []string
+	for _, m := range regexp.MustCompile("`([a-z0-9/]+\\.(?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(page, -1) {
+		if !exists[m[1]] {
+			found = append(found, fmt.Sprintf("%s is named, but there is no such test", m[1]))
+		}
+	}
+	return found
+}
+
+// Links finds links of our pages to files that are not there.
+func Links(tree *Tree) []string {
+	target := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
+	var found []string
+	for _, t := range tree.Texts {
+		if path.Ext(t.Path) != ".md" {
+			continue
+		}
+		for _, m := range target.FindAllSubmatch(t.Source, -1) {
+			link := string(m[1])
+			if strings.Contains(link, "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(tree.Root, path.Dir(t.Path), link)); err != nil {
+				found = append(found, fmt.Sprintf("%s: the link to %s leads nowhere", t.Path, link))
+			}
+		}
+	}
+	return found
 }
