@@ -48,6 +48,7 @@ func TestHouse(t *testing.T) {
 		"links lead somewhere":             Links(tree),
 		"every dependency has a reason":    dependencies,
 		"some imports are never right":     Never(tree),
+		"the engine shows no net/http":     EngineTypes(tree),
 		"decisions are pure":               Pure(tree),
 		"the environment has one door":     OneDoor(tree),
 		"packages say what they are for":   PackageDocs(tree),
@@ -112,7 +113,9 @@ func TestEveryRuleObjects(t *testing.T) {
 		{"inpod", Never, "dataplane/inpod/a.go", doc + `import _ "m/dataplane"`, "given a function"},
 		{"ebpf", Never, "dataplane/capture/a.go", doc + `import _ "github.com/cilium/ebpf/link"`, "one door"},
 		{"ebpf", Never, "bpf/redirect/a.go", doc + `import _ "github.com/cilium/ebpf/link"`, ""},
-		{"net/http", Never, "dataplane/hbone/a.go", doc + `import _ "net/http"`, "replaceable"},
+		{"engine", EngineTypes, "dataplane/hbone/a.go", doc + "import \"net/http\"\nvar _ http.Header", "replaceable"},
+		{"engine", EngineTypes, "dataplane/hbone/a.go", doc + "import \"net/http\"\nvar _ = http.StatusText(200)", ""},
+		{"elsewhere", EngineTypes, "internal/admin/a.go", doc + "import \"net/http\"\nvar _ http.Header", ""},
 		{"app", Never, "cmd/other/a.go", doc + `import _ "m/cmd/ztunnel/app"`, "top floor"},
 		{"app", Never, "cmd/ztunnel/a.go", doc + `import _ "m/cmd/ztunnel/app"`, ""},
 
