@@ -51,10 +51,10 @@ func (e *NoRecordsError) Error() string {
 
 // A ForwarderConfig is what a Forwarder is made of.
 type ForwarderConfig struct {
-	Upstream Upstream
-	Dial     DialFunc
-	Hosts    Hosts // asked before upstream
-	Cache    int   // entries; zero: 8192
+	Upstream Upstream // whom to ask; without nameservers every question fails
+	Dial     DialFunc // needed
+	Hosts    Hosts    // asked before upstream
+	Cache    int      // entries; zero: 8192
 }
 
 // A Forwarder asks upstream servers and remembers what they said. Questions

@@ -118,22 +118,24 @@ func (c *ResolvConf) line(words []string) error {
 }
 
 func parseNameserver(s string) (netip.AddrPort, error) {
-	const port = 53
-	if strings.HasPrefix(s, "[") && !strings.HasSuffix(s, "]") {
-		server, err := netip.ParseAddrPort(s)
-		if err != nil || server.Port() == 0 {
+	host, port := s, uint64(53)
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		var rest string
+		host, rest, ok = strings.Cut(inner, "]")
+		if digits, more := strings.CutPrefix(rest, ":"); ok && more {
+			if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
+				port, rest = n, ""
+			}
+		}
+		if !ok || rest != "" {
 			return netip.AddrPort{}, fmt.Errorf("nameserver %q is not [address]:port", s)
 		}
-		return server, nil
 	}
-	if strings.HasPrefix(s, "[") {
-		s = s[1 : len(s)-1]
-	}
-	addr, err := netip.ParseAddr(s)
+	addr, err := netip.ParseAddr(host)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("nameserver %q is not an address", s)
 	}
-	return netip.AddrPortFrom(addr.Unmap(), port), nil
+	return netip.AddrPortFrom(addr.Unmap(), uint16(port)), nil
 }
 
 func (c *ResolvConf) option(o string) error {

@@ -36,15 +36,15 @@ type Config struct {
 	Search             []string // nil: <namespace>.svc.<Domain>, svc.<Domain>, <Domain>
 	IPv6               bool     // answer AAAA from the mesh
 
-	View mesh.View
+	View mesh.View // what the mesh knows
 
 	// Client returns the workload of the pod, whose queries these are. It may
 	// wait until ctx ends, which is after 5 s.
 	Client func(ctx context.Context) (*mesh.Workload, error)
 
-	Upstream Upstream
+	Upstream Upstream // who answers what the mesh does not know
 	Dial     DialFunc // from inside the pod's network namespace
-	Hosts    Hosts
+	Hosts    Hosts    // asked before upstream
 
 	Metrics *Metrics     // nil: nothing is counted
 	Logger  *slog.Logger // start, stop and warnings; nil: discarded
