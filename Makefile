@@ -16,6 +16,7 @@ GO_TEST   ?= $(GO) test
 # The race detector needs a C compiler; CI insists on it.
 RACE      ?= $(if $(CI),-race,$(if $(shell command -v gcc clang $(CLANG) 2>/dev/null),-race))
 FUZZTIME  ?= 10s
+FUZZDIR   ?= .
 PACKAGES  ?= ./...
 
 TOOL := $(GO) tool -modfile=.ci/tools/go.mod
@@ -45,11 +46,14 @@ demo-shell: build ## the same, left up, with a shell in a pod (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/demo
 	bin/demo -shell
 
-fuzz: ## each fuzz target for FUZZTIME (10s)
-	@set -eu; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do \
+# Go's fuzzer sometimes fails because its time is up (golang/go#48591); what it
+# really finds it writes to testdata, where a second run meets it at once.
+fuzz: ## each fuzz target below FUZZDIR (.) for FUZZTIME (10s)
+	@set -eu; grep -rl --include='*_test.go' '^func Fuzz' $(FUZZDIR) | sort | while read -r file; do \
 		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
 			echo "$$(dirname $$file) $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) </dev/null; \
+			run="$(GO) test -run ^$$ -fuzz ^$$target\$$ -fuzztime $(FUZZTIME) ./$$(dirname $$file)"; \
+			$$run </dev/null || { echo "once more: what was found is in testdata and fails again"; $$run </dev/null; }; \
 		done; \
 	done
 

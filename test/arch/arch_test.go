@@ -57,6 +57,7 @@ func TestHouse(t *testing.T) {
 		"nothing runs before main":         NoInit(tree),
 		"nothing is global":                Globals(tree),
 		"nothing is too long":              long,
+		"arguments can be told apart":      Arguments(tree),
 		"every file has its licence":       Licences(tree),
 		"no path is somebody's own":        MachinePaths(tree),
 	} {
@@ -156,6 +157,8 @@ func TestEveryRuleObjects(t *testing.T) {
 		{"long function in a test", long, "p/a_test.go", doc + "func f() {" + strings.Repeat("\n", 81) + "}", ""},
 		{"long file", long, "p/a.go", doc + strings.Repeat("\n", 600), "has 602 lines"},
 		{"long C", long, "bpf/a.c", strings.Repeat("\n", 601), "has 601 lines"},
+		{"arguments", Arguments, "p/a.go", doc + "func f(a, b, c, d, e, g int) {}", "f takes 6 arguments"},
+		{"arguments", Arguments, "p/a.go", doc + "func f(a, b, c, d, e int) {}", ""},
 		{"licence", Licences, "bpf/a.c", "// SPDX-License-Identifier: Apache-2.0\n", "not \"SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0\""},
 		{"licence", Licences, "bpf/a.c", "/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */\n", ""},
 		{"licence", Licences, "bpf/a.c", "//go:build ignore\n\n// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0\n", ""},

@@ -51,6 +51,22 @@ func Lengths(tree *Tree) (found, warnings []string) {
 	return found, warnings
 }
 
+// Arguments finds functions that take more than five: at the call nobody knows
+// which is which. A struct names them.
+func Arguments(tree *Tree) []string {
+	const most = 5
+	var found []string
+	for _, f := range tree.Written() {
+		for _, d := range f.Syntax.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Type.Params.NumFields() > most {
+				found = append(found, fmt.Sprintf("%s: %s takes %d arguments; more than %d become a struct",
+					tree.at(fn.Pos()), fn.Name.Name, fn.Type.Params.NumFields(), most))
+			}
+		}
+	}
+	return found
+}
+
 // Licences finds files whose first line is not their licence. Programs for
 // the kernel carry both, since the kernel wants the GPL and the module not.
 func Licences(tree *Tree) []string {
