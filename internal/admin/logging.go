@@ -31,7 +31,6 @@ func logging(f LogFilter, logger *slog.Logger) http.HandlerFunc {
 		}
 		query := r.URL.Query()
 		reset, level := query.Has("reset"), query.Get("level")
-		before := f.Filter()
 		if reset {
 			f.Reset()
 		}
@@ -41,9 +40,10 @@ func logging(f LogFilter, logger *slog.Logger) http.HandlerFunc {
 				return
 			}
 		}
-		if after := f.Filter(); reset || level != "" || after != before {
-			logger.Info("new log filter is " + after)
+		now := f.Filter()
+		if reset || level != "" {
+			logger.Info("new log filter is " + now)
 		}
-		text(w, http.StatusOK, "current log level is "+f.Filter()+"\n")
+		text(w, http.StatusOK, "current log level is "+now+"\n")
 	}
 }
