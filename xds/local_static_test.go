@@ -4,6 +4,7 @@ package xds
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -185,5 +186,36 @@ func TestApplyWorksInBatches(t *testing.T) {
 	(&Static{}).Apply(store, s)
 	if left := len(store.View().Workloads()); left != 0 {
 		t.Errorf("%d workloads are left", left)
+	}
+}
+
+func TestTheSampleIsTheMeshThatItDescribes(t *testing.T) {
+	store := mesh.NewStore()
+	s := parse(t, string(sample(t)))
+	s.Apply(store, nil)
+	v := store.View()
+	at := func(network, ip string) mesh.NetworkAddr {
+		return mesh.NetworkAddr{Network: network, Addr: netip.MustParseAddr(ip)}
+	}
+	local := v.LocalWorkload("local", "local", "default", "local")
+	if local == nil || v.WorkloadAt(at("", "127.0.0.1")) != local {
+		t.Fatalf("the local workload: %v", local)
+	}
+	// The membership is on the workload, too, so that inbound labels are right.
+	if _, ok := v.Endpoint(mesh.NamespacedHostname{Namespace: "default", Hostname: "example.com"}, local.UID); !ok || len(local.Services) != 2 {
+		t.Errorf("its services: %v", local.Services)
+	}
+	if svc := v.ServiceByVIP(at("", "127.10.0.2"), "default"); svc != nil {
+		t.Errorf("the remote VIP is %v's here", svc.Key())
+	}
+	if svc := v.ServiceByVIP(at("remote", "127.10.0.2"), "default"); svc == nil || svc.Hostname != "example2.com" {
+		t.Errorf("the remote VIP: %v", svc)
+	}
+	if v.WorkloadAt(at("", "127.0.0.9")) != nil {
+		t.Error("the node's address is a workload's")
+	}
+	found, missing := v.PoliciesFor(local)
+	if len(found) != 1 || found[0].Key != "default/not-9999" || missing != nil {
+		t.Errorf("its policies: %v, missing %v", found, missing)
 	}
 }
