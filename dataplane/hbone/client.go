@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// maxInterim bounds the 1xx answers to one request.
+const maxInterim = 8
+
+// A Tunnel is our side of a tunnel that we made. [Pool] shares tunnels among
+// user connections; a tunnel within a tunnel (contract 4.9) is used alone.
+type Tunnel struct {
+	c       *conn
+	max     int // streams that we open at once, whatever the peer allows
+	running sync.WaitGroup
+}
+
+// NewTunnel makes a tunnel over nc, which is the tunnel's from then on: TLS with
+// cfg (plain if nil, for tests) within the handshake's time and ctx, then
+// HTTP/2. It does not wait for the peer's SETTINGS (contract 4.7). A
+// handshake that fails is a [*TLSError].
+func NewTunnel(ctx context.Context, nc net.Conn, cfg *tls.Config, set Settings) (*Tunnel, error) {
+	return connect(ctx, nc, cfg, tunnelConfig{set: set})
+}
+
+// tunnelConfig is what a pool adds to a tunnel.
+type tunnelConfig struct {
+	set   Settings
+	max   int
+	onEnd func(error)
+}
+
+func connect(ctx context.Context, nc net.Conn, cfg *tls.Config, tc tunnelConfig) (*Tunnel, error) {
+	secured := nc
+	if cfg != nil {
+		t, err := handshake(ctx, tls.Client(nc, oneRecordFrames(cfg)), tc.set.withDefaults(true).HandshakeTimeout)
+		if err != nil {
+			return nil, err
+		}
+		secured = t
+	}
+	t := &Tunnel{c: newConn(nc, secured, true, tc.set), max: or(tc.max, clientStreams)}
+	t.c.onEnd = tc.onEnd
+	t.running.Go(func() { _ = t.c.run() }) // ends when the tunnel does; onEnd hears why
+	return t, nil
+}
+
+// oneRecordFrames makes crypto/tls use full records from the first byte, so
+// that our frames are not cut in pieces of a packet's size.
+func oneRecordFrames(cfg *tls.Config) *tls.Config {
+	cfg = cfg.Clone()
+	cfg.DynamicRecordSizingDisabled = true
+	return cfg
+}
+
+// handshake runs TLS within the time given, or closes tc.
+func handshake(ctx context.Context, tc *tls.Conn, timeout time.Duration) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := tc.HandshakeContext(ctx); err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(cause, err)
+		}
+		_ = tc.Close() // the handshake's error is the one to tell
+		return nil, &TLSError{err}
+	}
+	return tc, nil
+}
+
+// Open asks for a connection and waits for the answer, or for ctx. Its errors
+// are [ErrUnavailable], [*StatusError] (any answer but 200), [*ResetError]
+// within a [*HandshakeError], and the cause of ctx.
+func (t *Tunnel) Open(ctx context.Context, r Request) (*Stream, Response, error) {
+	if !t.reserve(1) {
+		return nil, Response{}, ErrUnavailable
+	}
+	return t.open(ctx, r)
+}
+
+// open is Open with a stream that was reserved, and uses the reservation up.
+func (t *Tunnel) open(ctx context.Context, r Request) (*Stream, Response, error) {
+	c := t.c
+	stop := context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, s := range c.streams {
+			s.readable.Broadcast()
+		}
+	})
+	defer stop()
+
+	c.mu.Lock()
+	s, err := t.startLocked(r)
+	for err == nil && !s.answer.done && ctx.Err() == nil {
+		s.readable.Wait()
+	}
+	if err != nil {
+		told := c.settleLocked()
+		c.mu.Unlock()
+		for _, f := range told {
+			f()
+		}
+		return nil, Response{}, err
+	}
+	got := s.answer
+	c.mu.Unlock()
+	switch {
+	case !got.done:
+		s.ResetWith(Cancel)
+		return nil, Response{}, context.Cause(ctx)
+	case got.err != nil:
+		s.ResetWith(Cancel)
+		var reset *ResetError
+		if errors.As(got.err, &reset) {
+			return nil, Response{}, &HandshakeError{got.err}
+		}
+		return nil, Response{}, got.err
+	}
+	return s, got.response, nil
+}
+
+// startLocked turns a reservation into a stream and its request.
+func (t *Tunnel) startLocked(r Request) (*Stream, error) {
+	c := t.c
+	c.reserved--
+	if c.ended || c.nextID > c.refuse || c.nextID > maxStreamID {
+		err := c.err
+		if err == nil {
+			err = ErrUnavailable
+		}
+		return nil, &HandshakeError{&ResetError{Code: RefusedStream, Cause: err, unprocessed: true}}
+	}
+	s := c.newStreamLocked(c.nextID)
+	c.nextID += 2
+	c.writeHeadersLocked(s.id, r.fields(), false)
+	return s, nil
+}
+
+// reserve promises n streams to callers of open, unless the tunnel is full or
+// on its way out.
+func (t *Tunnel) reserve(n int) bool {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	return t.reserveLocked(n)
+}
+
+func (t *Tunnel) reserveLocked(n int) bool {
+	c := t.c
+	used := len(c.streams) + c.reserved
+	if c.leaving || used+n > t.limitLocked() || int64(c.nextID)+2*int64(c.reserved+n-1) > maxStreamID {
+		return false
+	}
+	c.reserved += n
+	return true
+}
+
+// promise reserves n streams of a tunnel that has none yet, for which a fresh
+// one has room. If it is on its way out already, open says so to each.
+func (t *Tunnel) promise(n int) {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	t.c.reserved += n
+}
+
+func (t *Tunnel) limitLocked() int { return int(min(uint32(t.max), t.c.peerStreams)) }
+
+// full reports whether the next stream would be beyond the limit, or there
+// will be no next stream.
+func (t *Tunnel) full() bool {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	return t.c.leaving || len(t.c.streams)+t.c.reserved >= t.limitLocked()
+}
+
+// cede gives n reserved streams back.
+func (t *Tunnel) cede(n int) {
+	t.c.mu.Lock()
+	t.c.reserved -= n
+	told := t.c.settleLocked()
+	t.c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+}
+
+// Drain lets the tunnel end with its last stream: GOAWAY, then close.
+func (t *Tunnel) Drain() { t.c.leave() }
+
+// Close ends the tunnel with all its streams, and waits until it is gone.
+func (t *Tunnel) Close() error {
+	t.c.end(ErrClosed)
+	t.running.Wait()
+	return nil
+}
+
+// readHeaders takes HEADERS with all that continues it.
+func (c *conn) readHeaders(fh http2.FrameHeader) error {
+	b, err := c.readBlock(fh)
+	if err != nil {
+		return err
+	}
+	if fh.Length > keepFrame {
+		c.resetFramer()
+	}
+	end := fh.Flags.Has(http2.FlagHeadersEndStream)
+	c.mu.Lock()
+	var told []func()
+	switch {
+	case c.ended:
+		err = ErrClosed
+	case c.client:
+		told, err = c.responseLocked(fh, b, end)
+	default:
+		told, err = c.requestLocked(fh, b, end)
+	}
+	c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+	return err
+}
+
+// responseLocked takes the answer to a CONNECT of ours.
+func (c *conn) responseLocked(fh http2.FrameHeader, b *block, end bool) ([]func(), error) {
+	s := c.streams[fh.StreamID]
+	if s == nil {
+		return nil, c.idleLocked(fh)
+	}
+	if s.responded {
+		return s.trailersLocked(end)
+	}
+	if b.oversized {
+		return nil, &streamFault{s.id, ProtocolError, "response headers beyond MAX_HEADER_LIST_SIZE"}
+	}
+	status, why := 0, b.malformed
+	if why == "" {
+		status, why = b.response()
+	}
+	if why != "" {
+		return nil, &streamFault{s.id, ProtocolError, why}
+	}
+	if status < 200 {
+		if s.interim++; end || s.interim > maxInterim {
+			return nil, &streamFault{s.id, ProtocolError, "interim responses without end"}
+		}
+		return nil, nil
+	}
+	s.responded = true
+	if status != 200 {
+		told := s.brokenLocked(&StatusError{status})
+		c.writeResetLocked(s.id, Cancel)
+		c.removeLocked(s.id)
+		return append(told, c.settleLocked()...), nil
+	}
+	s.answer = answer{response: Response{Status: status, Baggage: b.text("baggage")}, done: true}
+	s.wakeLocked()
+	if end {
+		return s.endReadLocked(), nil
+	}
+	return nil, nil
+}
+
+// trailersLocked takes HEADERS on an established stream. RFC 9113, section
+// 8.5, has none there; with END_STREAM we take them for the end they are
+// meant to be, as the reference does.
+func (s *Stream) trailersLocked(end bool) ([]func(), error) {
+	switch {
+	case !end:
+		return nil, &streamFault{s.id, ProtocolError, "HEADERS within a stream"}
+	case s.recvEnded:
+		return nil, &streamFault{s.id, StreamClosed, "HEADERS after END_STREAM"}
+	}
+	return s.endReadLocked(), nil
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"io"
+
+	"golang.org/x/net/http2"
+)
+
+// readData takes a DATA frame. Its payload goes from the connection straight
+// into chunks, which become part of the stream's queue; the reader holds one
+// only while it fills it.
+func (c *conn) readData(fh http2.FrameHeader) error {
+	if fh.StreamID == 0 {
+		return complaint(ProtocolError, "DATA on stream 0")
+	}
+	n, pad, err := c.readPadLength(fh)
+	if err != nil {
+		return err
+	}
+	s, fault, err := c.admitData(fh, n)
+	if err != nil {
+		return err
+	}
+	for left := n; left > 0; {
+		k := getChunk()
+		k.w = min(left, chunkSize)
+		if _, err := io.ReadFull(c.nc, k.buf[:k.w]); err != nil {
+			putChunk(k)
+			return noEOF(err)
+		}
+		left -= k.w
+		c.deliver(s, k)
+	}
+	if err := c.discard(pad); err != nil {
+		return err
+	}
+	c.finishData(s, fh, n)
+	if fault != nil {
+		return fault
+	}
+	return nil
+}
+
+// readPadLength splits the payload of fh into data and padding, of which the
+// length byte has been read.
+func (c *conn) readPadLength(fh http2.FrameHeader) (n, pad int, err error) {
+	n = int(fh.Length)
+	if !fh.Flags.Has(http2.FlagDataPadded) {
+		return n, 0, nil
+	}
+	if n == 0 {
+		return 0, 0, complaint(FrameSize, "padded DATA without a pad length")
+	}
+	var length [1]byte
+	if _, err := io.ReadFull(c.nc, length[:]); err != nil {
+		return 0, 0, noEOF(err)
+	}
+	n, pad = n-1, int(length[0])
+	if pad > n {
+		return 0, 0, complaint(ProtocolError, "padding longer than its frame")
+	}
+	return n - pad, pad, nil
+}
+
+// admitData charges a DATA frame with n bytes of data against the windows. A
+// nil stream means that the bytes are for nobody.
+func (c *conn) admitData(fh http2.FrameHeader, n int) (*Stream, error, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return nil, nil, ErrClosed
+	}
+	if n == 0 && !fh.Flags.Has(http2.FlagDataEndStream) {
+		if err := c.spendLocked(costNoise); err != nil {
+			return nil, nil, err
+		}
+	} else if n > 0 {
+		c.budget.earn(1)
+	}
+	size := int64(fh.Length)
+	if c.recvWindow -= size; c.recvWindow < 0 {
+		return nil, nil, complaint(FlowControl, "more data than the tunnel's window")
+	}
+	s := c.streams[fh.StreamID]
+	if s == nil {
+		return nil, nil, c.idleLocked(fh)
+	}
+	fault := func(code Code, why string) (*Stream, error, error) {
+		return nil, &streamFault{s.id, code, why}, nil
+	}
+	switch {
+	case s.recvEnded:
+		return fault(StreamClosed, "DATA after END_STREAM")
+	case c.client && !s.responded:
+		return fault(ProtocolError, "DATA before the response")
+	case s.recvWindow < size:
+		return fault(FlowControl, "more data than the stream's window")
+	}
+	s.recvWindow -= size
+	return s, nil, nil
+}
+
+// deliver gives a filled chunk to its stream, or back to the pool if the
+// stream is gone.
+func (c *conn) deliver(s *Stream, k *chunk) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s == nil || s.readErr != nil {
+		c.creditTunnelLocked(k.w)
+		putChunk(k)
+		return
+	}
+	s.in.push(k)
+	s.readable.Broadcast()
+}
+
+// finishData credits what was padding, and ends the stream if the frame says
+// so.
+func (c *conn) finishData(s *Stream, fh http2.FrameHeader, n int) {
+	c.mu.Lock()
+	var told []func()
+	if s == nil {
+		c.creditTunnelLocked(int(fh.Length) - n)
+	} else {
+		c.creditLocked(s, int(fh.Length)-n)
+		if fh.Flags.Has(http2.FlagDataEndStream) {
+			told = s.endReadLocked()
+		}
+	}
+	c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import "golang.org/x/net/http2"
+
+// Flow control (RFC 9113, section 5.2). Credit follows delivery: what the
+// application has not taken is not given back to the peer, neither for its
+// stream nor for the tunnel. So what a tunnel buffers is bounded by its
+// window, and streams that stall share that window with the others: at the
+// contract's values it takes four full ones to stop a tunnel.
+
+// creditLocked returns n delivered bytes of s to the peer, in steps of half a
+// window.
+func (c *conn) creditLocked(s *Stream, n int) {
+	if c.ended {
+		return
+	}
+	c.creditTunnelLocked(n)
+	s.uncredited += int64(n)
+	if s.recvEnded || s.writeErr != nil && s.readErr != nil {
+		return // no more will come
+	}
+	if s.uncredited >= int64(c.set.StreamWindow)/2 {
+		_ = c.wf.WriteWindowUpdate(s.id, uint32(s.uncredited))
+		s.recvWindow += s.uncredited
+		s.uncredited = 0
+		c.work.Signal()
+	}
+}
+
+func (c *conn) creditTunnelLocked(n int) {
+	if c.ended {
+		return
+	}
+	c.uncredited += int64(n)
+	if c.uncredited >= int64(c.set.ConnWindow)/2 {
+		_ = c.wf.WriteWindowUpdate(0, uint32(c.uncredited))
+		c.recvWindow += c.uncredited
+		c.uncredited = 0
+		c.work.Signal()
+	}
+}
+
+// windowUpdateLocked lets us send more.
+func (c *conn) windowUpdateLocked(f *http2.WindowUpdateFrame) error {
+	if f.StreamID == 0 {
+		if c.sendWindow += int64(f.Increment); c.sendWindow > maxWindow {
+			return complaint(FlowControl, "window of the tunnel beyond 2^31-1")
+		}
+		c.work.Signal()
+		return nil
+	}
+	s := c.streams[f.StreamID]
+	if s == nil {
+		return c.idleLocked(f.Header())
+	}
+	if s.sendWindow += int64(f.Increment); s.sendWindow > maxWindow {
+		return &streamFault{s.id, FlowControl, "window of the stream beyond 2^31-1"}
+	}
+	c.queueLocked(s)
+	return nil
+}
+
+// settingsLocked takes the peer's settings (RFC 9113, section 6.5.2).
+func (c *conn) settingsLocked(f *http2.SettingsFrame) error {
+	if f.IsAck() {
+		return nil
+	}
+	err := f.ForeachSetting(func(v http2.Setting) error {
+		switch v.ID {
+		case http2.SettingInitialWindowSize:
+			return c.peerWindowLocked(v.Val)
+		case http2.SettingMaxFrameSize:
+			if v.Val < minFrameSize || v.Val > maxFrameSize {
+				return complaint(ProtocolError, "MAX_FRAME_SIZE %d", v.Val)
+			}
+			c.peerMaxFrame = int(v.Val)
+		case http2.SettingMaxConcurrentStreams:
+			c.peerStreams = v.Val
+		case http2.SettingEnablePush:
+			if v.Val > 1 || c.client && v.Val == 1 {
+				return complaint(ProtocolError, "ENABLE_PUSH %d", v.Val)
+			}
+		}
+		return nil // our encoder has no table, and we push nothing
+	})
+	if err != nil {
+		return err
+	}
+	if !c.peerSettings {
+		c.peerSettings = true
+		c.settingsTimer.Stop()
+	}
+	_ = c.wf.WriteSettingsAck()
+	return c.provokedLocked()
+}
+
+// peerWindowLocked changes what the peer gives each stream, also those that
+// are open (RFC 9113, section 6.9.2).
+func (c *conn) peerWindowLocked(size uint32) error {
+	if size > maxWindow {
+		return complaint(FlowControl, "INITIAL_WINDOW_SIZE %d", size)
+	}
+	delta := int64(size) - c.peerWindow
+	c.peerWindow = int64(size)
+	for _, s := range c.streams {
+		if s.sendWindow += delta; s.sendWindow > maxWindow {
+			return complaint(FlowControl, "INITIAL_WINDOW_SIZE %d overflows a window", size)
+		}
+		c.queueLocked(s)
+	}
+	return nil
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/internal/identity"
+)
+
+// ServerConfig is how tunnels that peers make are served.
+type ServerConfig struct {
+	// Handler answers one request, in a goroutine of its own. The stream it
+	// accepts ends when it returns.
+	Handler  func(*Connect)
+	Settings Settings
+	// Identity reads the peer's identity from a finished handshake. Nil: the
+	// first SPIFFE URI of its certificate (contract 4.3).
+	Identity func(tls.ConnectionState) (identity.ID, bool)
+}
+
+// A ServerConn is a tunnel that a peer made.
+type ServerConn struct {
+	c        *conn
+	cfg      ServerConfig
+	peer     netip.AddrPort
+	local    netip.AddrPort
+	id       identity.ID
+	state    *tls.ConnectionState
+	handlers sync.WaitGroup // one per request; ends when the handler returns
+}
+
+// Accept takes nc, which is the tunnel's from then on, and does the handshake
+// of TLS with cfg (plain if nil, for tests) within its time and ctx. A
+// handshake that fails is a [*TLSError].
+func Accept(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConfig) (*ServerConn, error) {
+	s := &ServerConn{cfg: cfg, peer: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
+	secured := nc
+	if tlsCfg != nil {
+		t, err := handshake(ctx, tls.Server(nc, oneRecordFrames(tlsCfg)), cfg.Settings.withDefaults(false).HandshakeTimeout)
+		if err != nil {
+			return nil, err
+		}
+		secured = t
+		state := t.ConnectionState()
+		s.state = &state
+		s.id = s.identity(state)
+	}
+	s.c = newConn(nc, secured, false, cfg.Settings)
+	s.c.accept = s.serve
+	return s, nil
+}
+
+// ServeConn is [Accept] and [ServerConn.Serve] in one.
+func ServeConn(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConfig) error {
+	s, err := Accept(ctx, nc, tlsCfg, cfg)
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx)
+}
+
+func (s *ServerConn) identity(state tls.ConnectionState) identity.ID {
+	if s.cfg.Identity != nil {
+		id, _ := s.cfg.Identity(state)
+		return id
+	}
+	if len(state.PeerCertificates) > 0 {
+		for _, uri := range state.PeerCertificates[0].URIs {
+			if id, err := identity.Parse(uri.String()); err == nil {
+				return id
+			}
+		}
+	}
+	return identity.ID{}
+}
+
+// addrPort is the canonical form of a TCP address, or zero.
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// Peer is who made the tunnel, by address and by certificate; the identity is
+// zero if the certificate names none.
+func (s *ServerConn) Peer() (netip.AddrPort, identity.ID) { return s.peer, s.id }
+
+// Serve carries the tunnel until it has ended and every handler has returned.
+// It returns nil unless the peer or we had something to complain of. The end
+// of ctx closes the tunnel at once. Call it once.
+func (s *ServerConn) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { s.c.end(ErrClosed) })
+	defer stop()
+	err := s.c.run()
+	s.handlers.Wait()
+	return err
+}
+
+// Drain asks the peer, by GOAWAY, for no more streams, and lets the tunnel end
+// with those there are (contract 15.3). It returns at once; Serve returns at
+// the end.
+func (s *ServerConn) Drain() { s.c.drain() }
+
+// Close ends the tunnel with all its streams. Serve returns when it is done.
+func (s *ServerConn) Close() error {
+	s.c.end(ErrClosed)
+	return nil
+}
+
+// A Connect is a request of a peer, to be answered by Accept or Reject.
+type Connect struct {
+	Method    string // CONNECT, or what the peer sent instead
+	Authority string // as sent; may be empty or nonsense
+	Peer      netip.AddrPort
+	Local     netip.AddrPort
+	Identity  identity.ID          // zero: the peer's certificate names none
+	TLS       *tls.ConnectionState // nil in tests without TLS
+
+	ctx     context.Context
+	stream  *Stream
+	headers *block
+}
+
+// Context ends when the stream does while it is unanswered, or with the
+// tunnel, so that a dial for a peer that is gone can be given up.
+func (r *Connect) Context() context.Context { return r.ctx }
+
+// Header returns the values of a header by its lower-case name, in order.
+func (r *Connect) Header(name string) []string {
+	var values []string
+	for _, f := range r.headers.fields {
+		if f.name == name {
+			values = append(values, f.value)
+		}
+	}
+	return values
+}
+
+// errAnswered is an answer to a request that has one: a mistake of the caller.
+var errAnswered = errors.New("request was answered before")
+
+// Accept answers 200, with a baggage header unless it is nil, and returns the
+// stream. It fails if the stream has ended meanwhile.
+func (r *Connect) Accept(baggage *string) (*Stream, error) {
+	s, c := r.stream, r.stream.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case s.responded:
+		return nil, errAnswered
+	case s.writeErr != nil:
+		return nil, s.writeErr
+	}
+	s.responded = true
+	s.cancel = nil
+	c.writeHeadersLocked(s.id, responseFields(200, baggage), false)
+	return s, nil
+}
+
+// Reject answers with another status and ends the stream: HEADERS with
+// END_STREAM, then RST_STREAM(NO_ERROR) (contract 4.6).
+func (r *Connect) Reject(status int) error {
+	s, c := r.stream, r.stream.c
+	c.mu.Lock()
+	switch {
+	case s.responded:
+		c.mu.Unlock()
+		return errAnswered
+	case s.writeErr != nil:
+		c.mu.Unlock()
+		return s.writeErr
+	}
+	c.rejectLocked(s, status)
+	told := c.settleLocked()
+	c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+	return nil
+}
+
+// rejectLocked answers and forgets s.
+func (c *conn) rejectLocked(s *Stream, status int) {
+	s.responded, s.endSent = true, true
+	c.writeHeadersLocked(s.id, responseFields(status, nil), true)
+	if !s.recvEnded {
+		c.writeResetLocked(s.id, NoError)
+	}
+	if n := s.in.drop(); n > 0 {
+		c.creditTunnelLocked(n)
+	}
+	s.readErr, s.writeErr = net.ErrClosed, net.ErrClosed
+	c.removeLocked(s.id)
+	s.wakeLocked()
+}
+
+// statusTooLarge answers a header list beyond our limit (RFC 6585).
+const statusTooLarge = 431
+
+// requestLocked takes a new stream of the peer.
+func (c *conn) requestLocked(fh http2.FrameHeader, b *block, end bool) ([]func(), error) {
+	if s := c.streams[fh.StreamID]; s != nil {
+		return s.trailersLocked(end)
+	}
+	if fh.StreamID%2 == 0 {
+		return nil, complaint(ProtocolError, "HEADERS for stream %d, which is ours to open", fh.StreamID)
+	}
+	if fh.StreamID <= c.lastPeer {
+		if end {
+			return nil, nil // trailers that crossed our reset
+		}
+		return nil, complaint(ProtocolError, "HEADERS for stream %d, which is closed", fh.StreamID)
+	}
+	c.lastPeer = fh.StreamID
+	if fault := c.admitRequestLocked(fh.StreamID, b); fault != nil {
+		return nil, fault
+	}
+	s := c.newStreamLocked(fh.StreamID)
+	s.recvEnded = end
+	if b.oversized {
+		c.rejectLocked(s, statusTooLarge)
+		return c.settleLocked(), c.spendLocked(costReset)
+	}
+	c.accept(s, b)
+	return nil, nil
+}
+
+// admitRequestLocked says why a request gets no stream. A handler outlives a
+// stream that its peer resets, so what runs is counted too (rapid reset,
+// CVE-2023-44487), with room for handlers that are about to return.
+func (c *conn) admitRequestLocked(id uint32, b *block) error {
+	switch {
+	case id > c.refuse:
+		return &streamFault{id, RefusedStream, "opened after GOAWAY"}
+	case len(c.streams) >= int(c.set.MaxStreams), c.serving >= 2*int(c.set.MaxStreams):
+		return &streamFault{id, RefusedStream, "beyond MAX_CONCURRENT_STREAMS"}
+	case b.malformed != "":
+		return &streamFault{id, ProtocolError, b.malformed}
+	case b.oversized:
+		return nil
+	}
+	if why := b.request(); why != "" {
+		return &streamFault{id, ProtocolError, why}
+	}
+	return nil
+}
+
+// serve starts the handler of a request; called by the reader with the lock.
+func (s *ServerConn) serve(stream *Stream, b *block) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stream.cancel = cancel
+	r := &Connect{
+		Method: b.text(":method"), Authority: b.text(":authority"),
+		Peer: s.peer, Local: s.local, Identity: s.id, TLS: s.state,
+		ctx: ctx, stream: stream, headers: b,
+	}
+	s.c.serving++
+	s.handlers.Go(func() {
+		defer s.served(stream, cancel)
+		s.cfg.Handler(r)
+	})
+}
+
+// served ends what a handler left open.
+func (s *ServerConn) served(stream *Stream, cancel func()) {
+	cancel()
+	_ = stream.Close()
+	s.c.mu.Lock()
+	s.c.serving--
+	told := s.c.settleLocked()
+	s.c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+}
