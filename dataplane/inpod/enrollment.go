@@ -18,7 +18,6 @@
 package inpod
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -29,57 +28,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/netns"
 	"github.com/ztunnel-go/ztunnel/internal/zds"
 )
-
-// A Pod is who the agent says a pod is.
-type Pod struct{ UID, Name, Namespace, ServiceAccount string }
-
-// A StopMode says why a proxy stops, and so how.
-type StopMode uint8
-
-const (
-	// Drain is the end of the process: existing connections get their grace,
-	// capture stays in force.
-	Drain StopMode = iota + 1
-	// Park is for a pod that the agent no longer names: connections end at
-	// once, capture stays in force. Remove or Forget follows.
-	Park
-	// Remove is for a pod that is gone: connections end at once, capture too.
-	// It may follow Park.
-	Remove
-	// Forget follows Park only: another proxy has taken over the namespace.
-	// What Park kept is let go, and capture left alone: it is the other's.
-	Forget
-)
-
-// String is the mode's name in logs.
-func (m StopMode) String() string {
-	switch m {
-	case Drain:
-		return "drain"
-	case Park:
-		return "park"
-	case Remove:
-		return "remove"
-	case Forget:
-		return "forget"
-	}
-	return fmt.Sprintf("mode %d", uint8(m))
-}
-
-// A Proxy serves one pod. Its methods may be called by several goroutines,
-// Stop by one at a time.
-type Proxy interface {
-	// Stop returns when the proxy has stopped. An error is only logged.
-	Stop(StopMode) error
-	// Health says why the pod is not captured as it should be; nil if it is.
-	// It is asked every two seconds and must not block.
-	Health() error
-}
-
-// A StartFunc starts the proxy of a pod and returns when it listens. ns is the
-// function's to close, whether it succeeds or not. ctx is for the start alone:
-// it ends when the pod is no longer wanted. A start that fails is tried again.
-type StartFunc func(ctx context.Context, pod Pod, ns *netns.NS) (Proxy, error)
 
 // Metrics is told how many pods there are. It is called with a lock held and
 // must not call back.
@@ -369,44 +317,6 @@ func (e *Enrollment) Close() {
 	e.changedLocked()
 	e.mu.Unlock()
 	e.keepers.Wait()
-}
-
-// A State is how far a pod has come.
-type State string
-
-// States of a pod. Only Pending and Up are in the reference's dump.
-const (
-	StatePending  State = "Pending"  // starting, or to be tried again
-	StateUp       State = "Up"       // served
-	StateParked   State = "Parked"   // not named by the agent: not served, capture closed
-	StateStopping State = "Stopping" // its proxy ends
-)
-
-// Status is a pod as debug pages show it.
-type Status struct {
-	Pod   Pod
-	State State
-	// Err is why the last start failed, or what ails a proxy that runs.
-	Err error
-	// Proxy is nil unless the pod is served or its proxy is stopping.
-	Proxy Proxy
-}
-
-// Pods are all pods, by uid. One whose namespace was replaced is there once.
-func (e *Enrollment) Pods() []Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var all []Status
-	for _, k := range e.pods {
-		all = append(all, k.statusLocked())
-	}
-	for k := range e.leaving {
-		if e.pods[k.pod.UID] == nil && (k.running != nil || k.stopping != nil) {
-			all = append(all, k.statusLocked())
-		}
-	}
-	slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.Pod.UID, b.Pod.UID) })
-	return all
 }
 
 func refusal(err error) error {

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 
@@ -165,10 +164,5 @@ func (h *Host) HTTPClient() *http.Client {
 // Start starts cmd as a child in the namespace and in the lab's cgroup, to be
 // killed when this process dies. The caller waits for it.
 func (h *Host) Start(cmd *exec.Cmd) error {
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	// The child begins in the namespace of the thread that forks it.
-	return h.ns.Do(cmd.Start)
+	return h.lab.forker.start(h.ns, cmd)
 }

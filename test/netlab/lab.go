@@ -53,6 +53,7 @@ type Lab struct {
 	cfg    Config
 	dir    string
 	cgroup *cgroup
+	forker *forker
 	fabric *Host
 
 	mu      sync.Mutex
@@ -79,7 +80,7 @@ func New(cfg Config) (_ *Lab, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make lab: %w", err)
 	}
-	l := &Lab{cfg: cfg, dir: filepath.Join(os.TempDir(), name)}
+	l := &Lab{cfg: cfg, dir: filepath.Join(os.TempDir(), name), forker: newForker()}
 	defer func() {
 		if err != nil {
 			l.Close()
@@ -142,6 +143,7 @@ func (l *Lab) Close() error {
 	for _, s := range servers {
 		errs = append(errs, s.Stop())
 	}
+	l.forker.close()
 	if l.cgroup != nil {
 		errs = append(errs, l.cgroup.leave())
 	}
