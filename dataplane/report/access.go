@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"github.com/ztunnel-go/ztunnel/internal/logs"
 )
 
 // lineAttrs is the number of attributes of the longest access line.
@@ -34,7 +36,7 @@ func (c *Conn) attrs() []slog.Attr {
 
 	l.addr("dst.addr", p.Dst)
 	if p.HBONEAddr != "" {
-		l.attrs = append(l.attrs, slog.Any("dst.hbone_addr", bare(p.HBONEAddr)))
+		l.attrs = append(l.attrs, slog.Any("dst.hbone_addr", logs.Bare(p.HBONEAddr)))
 	}
 	if p.Service != nil {
 		l.text("dst.service", p.Service.Hostname)
@@ -67,11 +69,6 @@ func (l *line) addr(name string, value netip.AddrPort) {
 		l.attrs = append(l.attrs, slog.Any(name, value))
 	}
 }
-
-// bare is a text that stands in the log without quotes, as addresses do.
-type bare string
-
-func (b bare) String() string { return string(b) }
 
 func milliseconds(d time.Duration) string {
 	return strconv.FormatInt(d.Milliseconds(), 10) + "ms"

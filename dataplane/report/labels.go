@@ -97,32 +97,13 @@ func labelsOf(p *Params, flag Flag) labels {
 
 // each calls yield for every label in the order of contract 12.3.
 func (l *labels) each(yield func(name, value string)) {
-	known := func(name, value string) {
-		if value == "" {
-			value = "unknown"
-		}
-		yield(name, value)
-	}
+	known := func(name, value string) { yield(name, orUnknown(value)) }
 	yield("reporter", l.reporter.String())
-	known("source_workload", l.source.workload)
-	known("source_canonical_service", l.source.canonicalService)
-	known("source_canonical_revision", l.source.canonicalRevision)
-	known("source_workload_namespace", l.source.namespace)
-	known("source_principal", l.sourcePrincipal)
-	known("source_app", l.source.app)
-	known("source_version", l.source.version)
-	known("source_cluster", l.source.cluster)
+	l.source.each("source_", l.sourcePrincipal, known)
 	known("destination_service", l.service)
 	known("destination_service_namespace", l.serviceNamespace)
 	known("destination_service_name", l.serviceName)
-	known("destination_workload", l.destination.workload)
-	known("destination_canonical_service", l.destination.canonicalService)
-	known("destination_canonical_revision", l.destination.canonicalRevision)
-	known("destination_workload_namespace", l.destination.namespace)
-	known("destination_principal", l.destinationPrincipal)
-	known("destination_app", l.destination.app)
-	known("destination_version", l.destination.version)
-	known("destination_cluster", l.destination.cluster)
+	l.destination.each("destination_", l.destinationPrincipal, known)
 	yield("request_protocol", "tcp")
 	yield("response_flags", string(l.flag))
 	if l.mutualTLS {
@@ -136,4 +117,23 @@ func (l *labels) each(yield func(name, value string)) {
 		known("destination_region", l.destination.region)
 		known("destination_zone", l.destination.zone)
 	}
+}
+
+// each calls yield for the labels of one end, without its place.
+func (e *end) each(side, principal string, yield func(name, value string)) {
+	yield(side+"workload", e.workload)
+	yield(side+"canonical_service", e.canonicalService)
+	yield(side+"canonical_revision", e.canonicalRevision)
+	yield(side+"workload_namespace", e.namespace)
+	yield(side+"principal", principal)
+	yield(side+"app", e.app)
+	yield(side+"version", e.version)
+	yield(side+"cluster", e.cluster)
+}
+
+func orUnknown(value string) string {
+	if value == "" {
+		return "unknown"
+	}
+	return value
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
 
 // Metrics are the traffic families of contract 12.2. Their label sets differ
@@ -20,6 +22,7 @@ type Metrics struct {
 	seen map[labels]*series // guarded by mu; grows only
 
 	sockets [2]sockets // by Side
+	lookups *prometheus.CounterVec
 }
 
 // NewMetrics registers the traffic families.
@@ -42,8 +45,27 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		{desc("istio_tcp_connections_failed_total", "TCP connections that ended with a response flag so far (unstable)"),
 			func(s *series) (uint64, bool) { return exported(&s.failed, false) }},
 	}
-	r.MustRegister(m)
+	m.lookups = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "istio_on_demand_dns_total",
+		Help: "Connections for which a workload's name had to be looked up (unstable)",
+	}, lookupLabels())
+	r.MustRegister(m, m.lookups)
 	return m
+}
+
+func lookupLabels() []string {
+	return []string{
+		"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+		"source_principal", "source_app", "source_version", "source_cluster", "hostname",
+	}
+}
+
+// lookup counts one name that source's connection needed.
+func (m *Metrics) lookup(source *mesh.Workload, hostname string) {
+	values := make([]string, 0, len(lookupLabels()))
+	e := endOf(source, nil)
+	e.each("source_", source.Identity().String(), func(_, value string) { values = append(values, orUnknown(value)) })
+	m.lookups.WithLabelValues(append(values, orUnknown(hostname))...).Inc()
 }
 
 // A family is one exported name and how to read it off a series.

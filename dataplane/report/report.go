@@ -214,3 +214,9 @@ func (r *Reporter) SocketOpened(side Side) { r.metrics.socket(side, 1) }
 
 // SocketClosed takes back one SocketOpened.
 func (r *Reporter) SocketClosed(side Side) { r.metrics.socket(side, -1) }
+
+// HostLookup counts that a connection of source needed the address of a
+// workload that has none, only a name (contract 3.8, 12.2).
+func (r *Reporter) HostLookup(source *mesh.Workload, hostname string) {
+	r.metrics.lookup(source, hostname)
+}

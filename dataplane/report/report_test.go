@@ -62,7 +62,7 @@ func (b *bench) series() string {
 	}
 	var kept []string
 	for line := range strings.Lines(text.String()) {
-		if strings.HasPrefix(line, "istio_tcp_") {
+		if strings.HasPrefix(line, "istio_tcp_") || strings.HasPrefix(line, "istio_on_demand_") {
 			kept = append(kept, line)
 		}
 	}
@@ -226,6 +226,7 @@ func TestSeries(t *testing.T) {
 		{"overridden", func(b *bench) { b.Open(overridden) }},
 		{"plaintext", func(b *bench) { b.Open(plaintext) }},
 		{"early", func(b *bench) { b.Denied(Early{Src: stranger.Src, Err: errors.New("x")}) }},
+		{"lookup", func(b *bench) { b.HostLookup(client(), "db.example") }},
 		{"sockets", func(b *bench) {
 			b.SocketOpened(Destination)
 			b.SocketOpened(Destination)

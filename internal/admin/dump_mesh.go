@@ -76,12 +76,14 @@ type localityJSON struct {
 
 func dumpWorkload(w *mesh.Workload) workloadJSON {
 	out := workloadJSON{
+		ApplicationTunnel:     dumpTunnel(w.ApplicationTunnel),
 		AuthorizationPolicies: w.AuthorizationPolicies,
 		CanonicalName:         w.CanonicalName,
 		CanonicalRevision:     w.CanonicalRevision,
 		Capacity:              w.Capacity,
 		ClusterID:             w.ClusterID,
 		Hostname:              w.Hostname,
+		Locality:              dumpLocality(w.Locality),
 		Name:                  w.Name,
 		Namespace:             w.Namespace,
 		NativeTunnel:          w.NativeTunnel,
@@ -104,16 +106,25 @@ func dumpWorkload(w *mesh.Workload) workloadJSON {
 		slices.Sort(names)
 		out.Services = names
 	}
-	if t := w.ApplicationTunnel; t != nil {
-		out.ApplicationTunnel = &tunnelJSON{Protocol: t.Kind.String()}
-		if t.Port != 0 {
-			out.ApplicationTunnel.Port = &t.Port
-		}
+	return out
+}
+
+func dumpTunnel(t *mesh.ApplicationTunnel) *tunnelJSON {
+	if t == nil {
+		return nil
 	}
-	if w.Locality != (mesh.Locality{}) {
-		out.Locality = &localityJSON{w.Locality.Region, w.Locality.Subzone, w.Locality.Zone}
+	out := &tunnelJSON{Protocol: t.Kind.String()}
+	if t.Port != 0 {
+		out.Port = &t.Port
 	}
 	return out
+}
+
+func dumpLocality(l mesh.Locality) *localityJSON {
+	if l == (mesh.Locality{}) {
+		return nil
+	}
+	return &localityJSON{l.Region, l.Subzone, l.Zone}
 }
 
 // dumpStaticWorkload has the services as the local file has them: with their

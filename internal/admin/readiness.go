@@ -15,13 +15,10 @@ import (
 
 // The tasks that readiness waits for (contract 13.1).
 const (
-	TaskState  = "state manager"
-	TaskProxy  = "proxy"
-	TaskDNS    = "dns proxy"
-	TaskInPod  = "workload proxy manager"
-	readyText  = "ready\n"
-	notReady   = "not ready, pending: "
-	pathHealth = "/healthz/ready"
+	TaskState = "state manager"
+	TaskProxy = "proxy"
+	TaskDNS   = "dns proxy"
+	TaskInPod = "workload proxy manager"
 )
 
 // Tasks are what has to be done before the node proxy is ready. All methods
@@ -38,36 +35,21 @@ func NewTasks(logger *slog.Logger) *Tasks {
 	return &Tasks{log: logger, pending: map[string]time.Time{}}
 }
 
-// A Task is one thing that may be pending.
-type Task struct {
-	tasks *Tasks
-	name  string
-}
-
-// Register adds a task, pending.
-func (t *Tasks) Register(name string) *Task {
-	k := &Task{t, name}
-	k.Pending()
-	return k
-}
-
-// Pending makes the task pending, also again: a connection was lost, a pod
-// could not be started.
-func (k *Task) Pending() {
-	t := k.tasks
+// Register makes a task pending: at the start, and again when what it stands
+// for is lost. A task that is pending already stays as it is.
+func (t *Tasks) Register(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, already := t.pending[k.name]; !already {
-		t.pending[k.name] = time.Now()
+	if _, already := t.pending[name]; !already {
+		t.pending[name] = time.Now()
 	}
 }
 
-// Done completes the task. It does nothing if the task is not pending.
-func (k *Task) Done() {
-	t := k.tasks
+// Complete ends a task. It does nothing if the task is not pending.
+func (t *Tasks) Complete(name string) {
 	t.mu.Lock()
-	since, was := t.pending[k.name]
-	delete(t.pending, k.name)
+	since, was := t.pending[name]
+	delete(t.pending, name)
 	left := len(t.pending)
 	t.mu.Unlock()
 	if !was {
@@ -75,10 +57,10 @@ func (k *Task) Done() {
 	}
 	took := time.Since(since)
 	if left == 0 {
-		t.log.Info(fmt.Sprintf("Task '%s' complete (%v), marking server ready", k.name, took))
+		t.log.Info(fmt.Sprintf("Task '%s' complete (%v), marking server ready", name, took))
 		return
 	}
-	t.log.Info(fmt.Sprintf("Task '%s' complete (%v), still awaiting %d tasks", k.name, took, left))
+	t.log.Info(fmt.Sprintf("Task '%s' complete (%v), still awaiting %d tasks", name, took, left))
 }
 
 // Pending lists the names of the tasks that are pending, sorted.
@@ -90,15 +72,15 @@ func (t *Tasks) Pending() []string {
 
 // Readiness answers kubelet: 200 when nothing is pending (contract 13.1).
 func Readiness(t *Tasks) http.Handler {
-	return paths{pathHealth: func(w http.ResponseWriter, r *http.Request) {
+	return paths{"/healthz/ready": func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return
 		}
 		if pending := t.Pending(); len(pending) > 0 {
-			text(w, http.StatusInternalServerError, notReady+strings.Join(pending, ", ")+"\n")
+			text(w, http.StatusInternalServerError, "not ready, pending: "+strings.Join(pending, ", ")+"\n")
 			return
 		}
-		text(w, http.StatusOK, readyText)
+		text(w, http.StatusOK, "ready\n")
 	}}
 }

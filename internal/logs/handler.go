@@ -51,6 +51,13 @@ func Span(logger *slog.Logger, name string, attrs ...slog.Attr) *slog.Logger {
 	return slog.New(&n)
 }
 
+// Bare is a text that stands in a plain line without quotes, as addresses and
+// the values of spans do (contract 14.2): slog.Any("wl", logs.Bare(name)).
+type Bare string
+
+// String implements [fmt.Stringer], which is what keeps the quotes away.
+func (b Bare) String() string { return string(b) }
+
 // A span is a name and what is known of it.
 type span struct {
 	name   string

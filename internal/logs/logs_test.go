@@ -33,10 +33,6 @@ func record(t *testing.T, l *slog.Logger, level slog.Level, message string, attr
 	}
 }
 
-type bare string
-
-func (b bare) String() string { return string(b) }
-
 func accessAttrs() []slog.Attr {
 	return []slog.Attr{
 		slog.Any("src.addr", netip.MustParseAddrPort("127.0.0.1:41998")),
@@ -45,7 +41,7 @@ func accessAttrs() []slog.Attr {
 		slog.String("src.identity", "spiffe://cluster.local/ns/default/sa/default"),
 		slog.String("src.cluster", "c1"),
 		slog.Any("dst.addr", netip.MustParseAddrPort("10.0.0.2:15008")),
-		slog.Any("dst.hbone_addr", bare("10.0.0.2:8080")),
+		slog.Any("dst.hbone_addr", Bare("10.0.0.2:8080")),
 		slog.String("dst.workload", "peer"),
 		slog.String("dst.namespace", "default"),
 		slog.String("dst.identity", "spiffe://cluster.local/ns/default/sa/peer"),
@@ -88,7 +84,7 @@ func TestLines(t *testing.T) {
 		{
 			"fields and no message",
 			func(t *testing.T, l *slog.Logger) {
-				record(t, Target(l, "dns"), slog.LevelInfo, "", slog.String("query", "A"), slog.Any("domain", bare("a.")))
+				record(t, Target(l, "dns"), slog.LevelInfo, "", slog.String("query", "A"), slog.Any("domain", Bare("a.")))
 			},
 			stamp + "\tinfo\tdns\t\t" + `query="A" domain=a.`,
 			`{"level":"info","time":"` + stamp + `","scope":"dns","query":"A","domain":"a."}`,
@@ -96,8 +92,8 @@ func TestLines(t *testing.T) {
 		{
 			"spans from the root to the leaf",
 			func(t *testing.T, l *slog.Logger) {
-				l = Span(Target(l, "proxy::inbound"), "proxy", slog.Any("wl", bare("ns/pod")))
-				l = Span(Span(l, "accept"), "inbound", slog.Any("id", bare("ab")), slog.Int("n", 1))
+				l = Span(Target(l, "proxy::inbound"), "proxy", slog.Any("wl", Bare("ns/pod")))
+				l = Span(Span(l, "accept"), "inbound", slog.Any("id", Bare("ab")), slog.Int("n", 1))
 				record(t, l.With("a", 1), slog.LevelInfo, "m", slog.Bool("b", true))
 			},
 			stamp + "\tinfo\tproxy::inbound:proxy{wl=ns/pod}:accept:inbound{id=ab n=1}\tm\ta=1 b=true",

@@ -131,12 +131,6 @@ func (p *Pods) SetActive(n int) { p.active.Store(int64(n)) }
 // SetPending says how many pods wait for a proxy that failed to start.
 func (p *Pods) SetPending(n int) { p.pending.Store(int64(n)) }
 
-// AddActive changes the number of running proxies by delta.
-func (p *Pods) AddActive(delta int) { p.active.Add(int64(delta)) }
-
-// AddPending changes the number of pending proxies by delta.
-func (p *Pods) AddPending(delta int) { p.pending.Add(int64(delta)) }
-
 // Started counts a proxy that came up.
 func (p *Pods) Started() { p.started.Add(1) }
 
