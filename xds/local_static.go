@@ -65,18 +65,22 @@ func (s *Static) Apply(store *mesh.Store, previous *Static) {
 		}
 	})
 	applyEndpoints(store, s, previous)
-	inBatches(store, workloads.gone, func(u *mesh.Update, w *mesh.Workload) {
+	removeGone(store, workloads.gone, services.gone, policies.gone)
+}
+
+func removeGone(store *mesh.Store, workloads []*mesh.Workload, services []*mesh.Service, policies []*mesh.Policy) {
+	inBatches(store, workloads, func(u *mesh.Update, w *mesh.Workload) {
 		if u.Workload(w.UID) == w {
 			u.RemoveWorkload(w.UID)
 		}
 	})
-	inBatches(store, services.gone, func(u *mesh.Update, svc *mesh.Service) {
+	inBatches(store, services, func(u *mesh.Update, svc *mesh.Service) {
 		if u.Service(svc.Key()) == svc {
 			u.RemoveService(svc.Key())
 		}
 	})
 	store.Apply(func(u *mesh.Update) {
-		for _, p := range policies.gone {
+		for _, p := range policies {
 			if u.Policy(p.Key()) == p {
 				u.RemovePolicy(p.Key())
 			}

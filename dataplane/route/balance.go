@@ -68,16 +68,24 @@ func (d *decision) balance(svc *mesh.Service, port uint16, why purpose) (upstrea
 	return up, true
 }
 
+// A wish is what an endpoint of a service is wanted for.
+type wish struct {
+	src  *mesh.Workload
+	svc  *mesh.Service
+	port uint16 // the service's
+	why  purpose
+}
+
 // nearest lists the eligible endpoints that match the service's preferences
 // best, with their weights, and counts all.
 func (d *decision) nearest(svc *mesh.Service, port uint16, why purpose) (found []upstream, weights []uint32, members int) {
-	src, best := d.query.Source, 0
+	want, best := wish{d.query.Source, svc, port, why}, 0
 	d.view.Endpoints(svc.Key(), func(ep mesh.Endpoint, w *mesh.Workload) bool {
 		members++
-		if !eligible(src, svc, ep, w, port, why) {
+		if !want.grantedBy(ep, w) {
 			return true
 		}
-		rank, ok := nearness(svc.LoadBalancer, src, w)
+		rank, ok := nearness(svc.LoadBalancer, want.src, w)
 		if !ok || rank < best {
 			return true
 		}
@@ -91,15 +99,16 @@ func (d *decision) nearest(svc *mesh.Service, port uint16, why purpose) (found [
 	return found, weights, members
 }
 
-func eligible(src *mesh.Workload, svc *mesh.Service, ep mesh.Endpoint, w *mesh.Workload, port uint16, why purpose) bool {
-	if len(w.IPs) == 0 && w.Hostname == "" && (w.Network == src.Network || w.NetworkGateway == nil) {
+// grantedBy reports whether an endpoint is eligible (contract 3.4).
+func (x wish) grantedBy(ep mesh.Endpoint, w *mesh.Workload) bool {
+	if len(w.IPs) == 0 && w.Hostname == "" && (w.Network == x.src.Network || w.NetworkGateway == nil) {
 		return false // no way to reach it
 	}
-	target, listed := svc.Ports[port]
-	if why == toWaypoint {
+	target, listed := x.svc.Ports[x.port]
+	if x.why == toWaypoint {
 		return listed || w.ApplicationTunnel != nil
 	}
-	return listed && (target != 0 || ep.Ports[port] != 0)
+	return listed && (target != 0 || ep.Ports[x.port] != 0)
 }
 
 // targetPort is the endpoint's port for a service port, or 0 if it has none:
@@ -194,7 +203,7 @@ func (d *decision) addressOf(up upstream, near netip.Addr) (netip.Addr, error) {
 			return d.fromAnswer(a, w, near)
 		}
 	}
-	return netip.Addr{}, &needName{w.Hostname}
+	return netip.Addr{}, &needName{w}
 }
 
 func chooseIP(w *mesh.Workload, near netip.Addr, svc *mesh.Service) (netip.Addr, bool) {

@@ -43,10 +43,10 @@ func Decide(v mesh.View, q Query, pick func(weights []uint32) int) Outcome {
 	switch {
 	case err == nil:
 	case errors.As(err, &need) && len(q.answers) < maxNames:
-		d.say("The hostname %s has to be looked up first.", need.hostname)
+		d.say("The hostname %s has to be looked up first.", need.workload.Hostname)
 		again := q
 		again.picks = d.picked
-		out = Outcome{Kind: Resolve, Resolve: need.hostname, query: again}
+		out = Outcome{Kind: Resolve, Resolve: need.workload.Hostname, query: again}
 	default:
 		d.say("Refused: %v.", err)
 		out = Outcome{Kind: Refuse, Err: err}

@@ -74,8 +74,8 @@ func errNoAddresses(w *mesh.Workload) error {
 	return fmt.Errorf("ip addresses were resolved for workload %s, but valid dns response had no A/AAAA records", w.UID)
 }
 
-// A needName is not an error to anyone outside: it carries the wish for a name
-// up to [Decide].
-type needName struct{ hostname string }
+// A needName carries the wish for a name up to [Decide]. Its text is for a
+// connection that has waited for too many.
+type needName struct{ workload *mesh.Workload }
 
-func (n *needName) Error() string { return "hostname " + n.hostname + " is not resolved yet" }
+func (n *needName) Error() string { return errUnresolved(n.workload).Error() }

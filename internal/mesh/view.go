@@ -159,29 +159,39 @@ func bestService(candidates []*Service, namespace string) *Service {
 
 func bestRange(ranges []rangeEntry, addr NetworkAddr, namespace string) *Service {
 	var best *Service
-	var bestLocal, bestCanonical bool
-	bestBits := -1
+	var bestRank rangeRank
 	for _, r := range ranges {
 		if r.prefix.Network != addr.Network || !r.prefix.Prefix.Contains(addr.Addr) || !sees(namespace, r.service) {
 			continue
 		}
-		local := namespace != "" && r.service.Namespace == namespace
-		bits := r.prefix.Prefix.Bits()
-		if best == nil || rankGreater(local, bits, r.service.Canonical, bestLocal, bestBits, bestCanonical) {
-			best, bestLocal, bestBits, bestCanonical = r.service, local, bits, r.service.Canonical
+		rank := rangeRank{
+			local:     namespace != "" && r.service.Namespace == namespace,
+			bits:      r.prefix.Prefix.Bits(),
+			canonical: r.service.Canonical,
+		}
+		if best == nil || rank.above(bestRank) { // the earliest of equals stays
+			best, bestRank = r.service, rank
 		}
 	}
 	return best
 }
 
-func rankGreater(local bool, bits int, canonical, thanLocal bool, thanBits int, thanCanonical bool) bool {
+// A rangeRank says what makes one range better than another, the weightiest
+// first (contract 3.4).
+type rangeRank struct {
+	local     bool // of the client's namespace
+	bits      int
+	canonical bool
+}
+
+func (r rangeRank) above(other rangeRank) bool {
 	switch {
-	case local != thanLocal:
-		return local
-	case bits != thanBits:
-		return bits > thanBits
+	case r.local != other.local:
+		return r.local
+	case r.bits != other.bits:
+		return r.bits > other.bits
 	default:
-		return canonical && !thanCanonical
+		return r.canonical && !other.canonical
 	}
 }
 
