@@ -152,9 +152,15 @@ func (k *keeper) start() {
 	if again {
 		k.e.log.Info("retrying workload", "uid", k.pod.UID)
 	}
-
 	proxy, err := k.startIn(ctx)
+	if k.started(proxy, err) {
+		k.e.log.Warn("failed to start proxy, scheduling retry", "uid", k.pod.UID, "name", k.pod.Name, "namespace", k.pod.Namespace, "error", err)
+		k.pause()
+	}
+}
 
+// started takes note of how a start ended, and reports whether to try again.
+func (k *keeper) started(proxy Proxy, err error) (retry bool) {
 	k.e.mu.Lock()
 	k.cancel = nil
 	k.err, k.late = err, err != nil
@@ -165,18 +171,14 @@ func (k *keeper) start() {
 			k.e.cfg.Metrics.Started()
 		}
 	}
-	wanted := k.want == up
+	retry = err != nil && k.want == up
 	k.endTryLocked(err)
 	k.e.changedLocked()
 	k.e.mu.Unlock()
-
-	switch {
-	case err == nil && before != nil:
+	if before != nil {
 		k.logStop(Forget, before.Stop(Forget))
-	case err != nil && wanted:
-		k.e.log.Warn("failed to start proxy, scheduling retry", "uid", k.pod.UID, "name", k.pod.Name, "namespace", k.pod.Namespace, "error", err)
-		k.pause()
 	}
+	return retry
 }
 
 func (k *keeper) startIn(ctx context.Context) (Proxy, error) {

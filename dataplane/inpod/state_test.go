@@ -3,7 +3,6 @@
 package inpod
 
 import (
-	"context"
 	"errors"
 	"os"
 	"strings"
@@ -358,47 +357,6 @@ func TestRequestsOutOfOrder(t *testing.T) {
 				req.NetNS = ownNS(t)
 			}
 			s.handle(tc.want, req)
-		})
-	}
-}
-
-func TestWaitsLongerBetweenAttemptsToConnect(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		err    error
-		first  time.Duration
-		jitter float64
-	}{
-		{"nobody listens", errBroken, connectDelay, 0},
-		{"the greeting fails", &zds.HelloError{}, helloDelay, helloJitter},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				st := newStage()
-				e := New(st.config())
-				var dialled []time.Time
-				e.dial = func(context.Context, string) (*zds.Session, error) {
-					dialled = append(dialled, time.Now())
-					return nil, tc.err
-				}
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-				defer cancel()
-				if err := e.Run(ctx); err != nil {
-					t.Errorf("Run = %v", err)
-				}
-				want := tc.first
-				for i := range dialled[1:] {
-					low, high := float64(want)*(1-tc.jitter), float64(want)*(1+tc.jitter)
-					if got := float64(dialled[i+1].Sub(dialled[i])); got < low || got > high {
-						t.Errorf("wait %d was %v, want %v", i, time.Duration(got), want)
-					}
-					want = min(2*want, maxDelay)
-				}
-				if len(dialled) < 10 {
-					t.Errorf("dialled %d times", len(dialled))
-				}
-				e.Close()
-			})
 		})
 	}
 }

@@ -24,6 +24,7 @@ type Pod struct {
 
 // PodConfig overrides what [Node.Pod] would choose.
 type PodConfig struct {
+	// IPv4 and IPv6 are the pod's addresses; zero ones are chosen.
 	IPv4, IPv6 netip.Addr
 	// NoIPv4 and NoIPv6 leave a family out.
 	NoIPv4, NoIPv6 bool

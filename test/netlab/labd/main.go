@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command labd runs the plain servers that tests and the demo talk to; see
+// Labd runs the plain servers that tests and the demo talk to; see
 // package serve for its flags.
 package main
 

@@ -80,37 +80,15 @@ func Main(args []string) int {
 
 // Run binds what o wants, says [Ready] to out, and serves until ctx ends or a
 // server fails.
-func Run(ctx context.Context, o Options, out io.Writer) (err error) {
+func Run(ctx context.Context, o Options, out io.Writer) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var bound []io.Closer
-	var serves []func() error
-	listen := func(addr string, serve func(net.Listener) error) {
-		if addr == "" || err != nil {
-			return
-		}
-		var l net.Listener
-		if l, err = net.Listen("tcp", addr); err == nil {
-			bound = append(bound, l)
-			serves = append(serves, func() error { return serve(l) })
-		}
-	}
+	bound, serves, err := bind(ctx, o)
 	defer func() {
 		for _, c := range bound {
 			c.Close()
 		}
 	}()
-	listen(o.HTTP, func(l net.Listener) error { return HTTP(ctx, l, o.Name) })
-	listen(o.Echo, func(l net.Listener) error { return Echo(ctx, l) })
-	listen(o.Sink, func(l net.Listener) error { return Sink(ctx, l) })
-	listen(o.Source, func(l net.Listener) error { return Source(ctx, l) })
-	var pc net.PacketConn
-	if o.DNS != "" && err == nil {
-		if pc, err = net.ListenPacket("udp", o.DNS); err == nil {
-			bound = append(bound, pc)
-		}
-	}
-	listen(o.DNS, func(l net.Listener) error { return DNS(ctx, pc, l, o.Records) })
 	if err != nil {
 		return err
 	}
@@ -129,4 +107,31 @@ func Run(ctx context.Context, o Options, out io.Writer) (err error) {
 		return cause
 	}
 	return nil
+}
+
+// bind makes the sockets of o and what serves on them. With an error come the
+// sockets that were made, to be closed.
+func bind(ctx context.Context, o Options) (bound []io.Closer, serves []func() error, err error) {
+	listen := func(addr string, serve func(net.Listener) error) {
+		if addr == "" || err != nil {
+			return
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", addr); err == nil {
+			bound = append(bound, l)
+			serves = append(serves, func() error { return serve(l) })
+		}
+	}
+	listen(o.HTTP, func(l net.Listener) error { return HTTP(ctx, l, o.Name) })
+	listen(o.Echo, func(l net.Listener) error { return Echo(ctx, l) })
+	listen(o.Sink, func(l net.Listener) error { return Sink(ctx, l) })
+	listen(o.Source, func(l net.Listener) error { return Source(ctx, l) })
+	var pc net.PacketConn
+	if o.DNS != "" && err == nil {
+		if pc, err = net.ListenPacket("udp", o.DNS); err == nil {
+			bound = append(bound, pc)
+		}
+	}
+	listen(o.DNS, func(l net.Listener) error { return DNS(ctx, pc, l, o.Records) })
+	return bound, serves, err
 }

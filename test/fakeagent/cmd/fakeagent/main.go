@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command fakeagent enrols network namespaces by hand.
+// Fakeagent enrols network namespaces by hand.
 //
 //	fakeagent -socket /var/run/ztunnel/ztunnel.sock \
 //	    -pod uid=1,name=a,ns=default,sa=default,netns=/run/netns/a
