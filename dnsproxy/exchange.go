@@ -76,8 +76,7 @@ func (u *upstream) exchange(ctx context.Context, server netip.AddrPort, q dns.Qu
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
-		// The deadline of a socket is the context's, and may come first.
-		return nil, fmt.Errorf("ask %v: %w", server, ctx.Err())
+		return nil, fmt.Errorf("ask %v: %w", server, ctx.Err()) // not "i/o timeout", which tie made of it
 	case err != nil:
 		return nil, fmt.Errorf("ask %v: %w", server, err)
 	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
@@ -95,12 +94,9 @@ func rcodeName(rcode int) string {
 	return fmt.Sprintf("code %d", rcode)
 }
 
-// tie makes a connection end with ctx: what waits on it then fails. done
-// unties and closes it.
+// tie makes what waits on a connection fail when ctx ends, be it cancelled or
+// out of time. done unties and closes it.
 func tie(ctx context.Context, c net.Conn) (done func()) {
-	if deadline, ok := ctx.Deadline(); ok {
-		c.SetDeadline(deadline)
-	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(longAgo()) })
 	return func() { stop(); c.Close() }
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"github.com/ztunnel-go/ztunnel/test/leak"
@@ -169,4 +170,31 @@ func checkAnswer(t *testing.T, protocol string, query, answer []byte) {
 	if compressed := bytes.ContainsFunc(query[headerLen:end], func(r rune) bool { return r >= 0xc0 }); !compressed && !bytes.Equal(query[headerLen:end+4], answer[headerLen:end+4]) {
 		t.Errorf("%s: question of %x echoed as %x", protocol, query, answer)
 	}
+}
+
+func FuzzAccept(f *testing.F) {
+	inq := &inquiry{id: 0x1234, question: askFor("a.")}
+	f.Add(packet(f, "1234 8180 0001 0001 0000 0000"+asked+" c00c 0001 0001 0000001e 0004 01010101"), false)
+	f.Add(packet(f, "1234 8380 0001 0001 0000 0000"+asked+" c00c 0001"), false)
+	f.Add(packet(f, "1234 8183 0001 0000 0001 0001"+asked+" c00c 0006 0001 0000003c 0016 c00c c00c 00000001 00000001 00000001 00000001 0000001e"+opt), true)
+	f.Add(packet(f, "1234 8185 0000 0000 0000 0000"), false)
+	f.Fuzz(func(t *testing.T, answer []byte, cut bool) {
+		m := inq.accept(answer, cut)
+		if m == nil {
+			return
+		}
+		if m.Id != inq.id || !m.Response || m.Truncated && len(m.Answer) > 0 {
+			t.Errorf("%x was taken for %v", answer, m)
+		}
+		if len(m.Question) != 1 && m.Rcode == dns.RcodeSuccess {
+			t.Errorf("%x was taken without its question", answer)
+		}
+		a, err := keep(inq.question, m, time.Now())
+		if err != nil {
+			return // records that can be read, but not written
+		}
+		if _, err := a.message(time.Now()); err != nil {
+			t.Errorf("%x was kept as %x: %v", answer, a.packed, err)
+		}
+	})
 }
