@@ -89,10 +89,10 @@ func (in *Inbound) question() rbac.Conn {
 
 // An Outbound is a connection from the pod.
 type Outbound struct {
-	Src         netip.AddrPort // the application's socket
-	OriginalDst netip.AddrPort // where it meant to go
-	ActualDst   netip.AddrPort // where we went
-	Protocol    Protocol
+	Src         netip.AddrPort `json:"src"`         // the application's socket
+	OriginalDst netip.AddrPort `json:"originalDst"` // where it meant to go
+	ActualDst   netip.AddrPort `json:"actualDst"`   // where we went
+	Protocol    Protocol       `json:"protocol"`
 }
 
 // A Protocol says how an outbound connection travels.

@@ -11,25 +11,26 @@ import (
 
 // A Snapshot is the table at one moment, the oldest connection first. It has
 // one entry to a connection: the dump, which wants a set (contract 13.4),
-// drops what is equal in the fields it shows.
+// drops what is equal in the fields it shows. As JSON it is what /debug/live
+// has of a pod.
 type Snapshot struct {
-	Inbound  []InboundInfo
-	Outbound []OutboundInfo
+	Inbound  []InboundInfo  `json:"inbound"`
+	Outbound []OutboundInfo `json:"outbound"`
 }
 
 // InboundInfo is what the admin page shows of a connection to the pod.
 type InboundInfo struct {
-	Src       netip.AddrPort
-	ActualDst netip.AddrPort
-	Service   string   // the host that the client named; empty: none
-	Protocol  Protocol // HBONE iff the peer has proved an identity, else TCP
-	Opened    time.Time
+	Src       netip.AddrPort `json:"src"`
+	ActualDst netip.AddrPort `json:"actualDst"`
+	Service   string         `json:"service,omitempty"` // the host that the client named; empty: none
+	Protocol  Protocol       `json:"protocol"`          // HBONE iff the peer has proved an identity, else TCP
+	Opened    time.Time      `json:"opened"`
 }
 
 // OutboundInfo is what the admin page shows of a connection from the pod.
 type OutboundInfo struct {
 	Outbound
-	Opened time.Time
+	Opened time.Time `json:"opened"`
 }
 
 // Snapshot lists what is open.

@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,13 +17,15 @@ type Exposition interface {
 }
 
 // Stats serves the metrics (contract 12.1). contentType chooses the media type
-// by the values of the Accept headers. The body is never compressed yet, but
-// caches are told that it may be.
+// by the values of the Accept headers. The body is compressed as the client
+// asks, if by gzip or deflate; br and zstd, which the reference has too, are
+// not in the standard library.
 func Stats(e Exposition, contentType func(accept []string) string, logger *slog.Logger) http.Handler {
 	scrape := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", contentType(r.Header.Values("Accept")))
-		w.Header().Set("Vary", "accept-encoding")
-		if err := e.Expose(w); err != nil && r.Context().Err() == nil {
+		body := compress(w, r)
+		err := e.Expose(body)
+		if err = errors.Join(err, body.Close()); err != nil && r.Context().Err() == nil {
 			logger.Warn("metrics are incomplete", slog.Any("error", err))
 		}
 	}
