@@ -62,10 +62,9 @@ func (c *cache) get(key dns.Question, now time.Time) *cached {
 	return a
 }
 
-// put keeps an answer, unless its time is over already or it would take more
-// than a hundredth of the room.
+// put keeps an answer, unless its time is over already.
 func (c *cache) put(a *cached) {
-	if !a.stored.Before(a.expires) || len(a.packed) > maxCacheBytes/100 || c.entries <= 0 {
+	if !a.stored.Before(a.expires) {
 		return
 	}
 	c.mu.Lock()
