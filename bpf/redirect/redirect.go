@@ -77,7 +77,8 @@ type Node struct {
 	generation uint64
 
 	mu    sync.Mutex
-	links []link.Link // held open: a dropped link is closed by the collector; guarded by mu
+	links []link.Link   // held open: a dropped link is closed by the collector; guarded by mu
+	probe *ebpf.Program // for AttachProbe; guarded by mu
 }
 
 // sharedMaps are pinned once per node, before any link.
@@ -165,7 +166,41 @@ func (n *Node) open(o Options) error {
 		}
 		n.links = append(n.links, l)
 	}
+	n.probe = programs[redirectProgProbe]
+	delete(programs, redirectProgProbe)
 	return nil
+}
+
+// AttachProbe moves the program that announces probes to another cgroup, if it
+// is not there already.
+func (n *Node) AttachProbe(cgroup string) error {
+	return n.write(func() error {
+		l, err := attachCgroup(filepath.Join(n.dir, redirectProgProbe), cgroup, ebpf.AttachCGroupSockOps, n.probe)
+		if err != nil {
+			return err
+		}
+		n.links = append(n.links, l)
+		return n.dropLinksLocked()
+	})
+}
+
+// dropLinksLocked closes the links whose cgroup is gone and doubles of others.
+// The caller holds mu.
+func (n *Node) dropLinksLocked() error {
+	var errs []error
+	seen := map[link.ID]bool{}
+	kept := n.links[:0]
+	for _, l := range n.links {
+		info, err := l.Info()
+		if err == nil && !seen[info.ID] && info.Cgroup() != nil && info.Cgroup().CgroupId != 0 {
+			seen[info.ID] = true
+			kept = append(kept, l)
+			continue
+		}
+		errs = append(errs, l.Close())
+	}
+	n.links = kept
+	return errors.Join(errs...)
 }
 
 // load loads the named programs of spec over the given maps.
@@ -302,6 +337,10 @@ func (n *Node) Close() error {
 		errs = append(errs, l.Close())
 	}
 	n.links = nil
+	if n.probe != nil {
+		errs = append(errs, n.probe.Close())
+		n.probe = nil
+	}
 	for _, m := range n.maps {
 		errs = append(errs, m.Close()) // twice does no harm
 	}

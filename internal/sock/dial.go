@@ -19,9 +19,7 @@ type Dial struct {
 	Src     netip.Addr    // zero: the kernel chooses; else a transparent bind to (Src, 0)
 	Mark    uint32        // SO_MARK; 0: none
 	Timeout time.Duration // of bind and connect together; 0: 10 s
-	// Bound, if set, is told the local address after a bind to Src and before
-	// the connect; its error ends the attempt.
-	Bound func(local netip.AddrPort) error
+	Hops    int           // IP_TTL, IPV6_UNICAST_HOPS; 0: the kernel's default
 }
 
 // DialTCP connects. Errors are *net.OpError around the kernel's errno, or
@@ -60,9 +58,6 @@ func (f *Factory) dialTCP(ctx context.Context, d Dial, deadline time.Time) (*net
 		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return os.NewSyscallError("setsockopt TCP_NODELAY", err)
 		}
-		if err := f.Keepalive.Apply(fd); err != nil {
-			return err
-		}
 		return prepare(fd, fam, d)
 	})
 	if err != nil {
@@ -80,12 +75,23 @@ func (f *Factory) dialTCP(ctx context.Context, d Dial, deadline time.Time) (*net
 		file.Close()
 		return nil, err
 	}
-	return tcpConn(file)
+	c, err := tcpConn(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Keepalive.Apply(c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // prepare marks and binds a socket that is about to connect.
 func prepare(fd, fam int, d Dial) error {
 	if err := setMark(fd, d.Mark); err != nil {
+		return err
+	}
+	if err := setHops(fd, fam, d.Hops); err != nil {
 		return err
 	}
 	if !d.Src.IsValid() {
@@ -101,14 +107,17 @@ func prepare(fd, fam int, d Dial) error {
 	if err := unix.Bind(fd, from); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	if d.Bound == nil {
+	return nil
+}
+
+func setHops(fd, fam, hops int) error {
+	switch {
+	case hops == 0:
 		return nil
+	case fam == unix.AF_INET6:
+		return os.NewSyscallError("setsockopt IPV6_UNICAST_HOPS", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, hops))
 	}
-	local, err := LocalAddr(fd)
-	if err != nil {
-		return err
-	}
-	return d.Bound(local)
+	return os.NewSyscallError("setsockopt IP_TTL", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TTL, hops))
 }
 
 // awaitConnect waits for a non-blocking connect to end one way or the other.

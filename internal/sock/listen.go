@@ -21,6 +21,7 @@ type Listen struct {
 	Mark        uint32         // SO_MARK; accepted sockets inherit it
 	Transparent bool           // IP_TRANSPARENT: accept for addresses that are not the namespace's own
 	ReusePort   bool           // SO_REUSEPORT
+	ReuseAddr   bool           // SO_REUSEADDR; TCP listeners always have it
 	Backlog     int            // 0: 128; the kernel caps it at net.core.somaxconn
 	// V6Only keeps a v6 socket from taking v4.
 	V6Only bool
@@ -32,10 +33,8 @@ type Listen struct {
 // ListenTCP returns a listening socket, which is never an MPTCP one: no sockmap
 // takes those.
 func (f *Factory) ListenTCP(l Listen) (*net.TCPListener, error) {
+	l.ReuseAddr = true
 	fd, err := f.create(family(l.Addr.Addr()), unix.SOCK_STREAM, func(fd int) error {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
-		}
 		if err := l.prepare(fd); err != nil {
 			return err
 		}
@@ -81,6 +80,11 @@ func (l Listen) prepare(fd int) error {
 	}
 	if err := setMark(fd, l.Mark); err != nil {
 		return err
+	}
+	if l.ReuseAddr {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+		}
 	}
 	if l.ReusePort {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {

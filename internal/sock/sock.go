@@ -29,7 +29,7 @@ const defaultDialTimeout = 10 * time.Second
 // Keepalive says how dead peers are noticed on a TCP socket.
 type Keepalive struct {
 	Enabled        bool
-	Time, Interval time.Duration // rounded up to whole seconds, the kernel's unit
+	Time, Interval time.Duration // rounded up to whole seconds, the kernel's unit; 0: Go's default
 	Retries        int
 	UserTimeout    bool // also TCP_USER_TIMEOUT = Time + Retries*Interval
 }
@@ -92,38 +92,20 @@ func setTransparent(fd, family int) error {
 	return os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1))
 }
 
-// Apply sets the options on a connected TCP socket of descriptor fd.
-func (k Keepalive) Apply(fd int) error {
-	if !k.Enabled {
-		return nil
-	}
-	options := []struct {
-		name       string
-		level, opt int
-		value      int
-	}{
-		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, seconds(k.Time)},
-		{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, seconds(k.Interval)},
-		{"TCP_KEEPCNT", unix.SOL_TCP, unix.TCP_KEEPCNT, k.Retries},
-	}
-	for _, o := range options {
-		if o.value <= 0 {
-			continue
-		}
-		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
-			return os.NewSyscallError("setsockopt "+o.name, err)
-		}
-	}
-	if !k.UserTimeout {
-		return nil
+// Apply sets the options on a connection, also when they are off: Go switches
+// keepalive on by itself.
+func (k Keepalive) Apply(c *net.TCPConn) error {
+	err := c.SetKeepAliveConfig(net.KeepAliveConfig{
+		Enable: k.Enabled, Idle: k.Time, Interval: k.Interval, Count: k.Retries})
+	if err != nil || !k.Enabled || !k.UserTimeout {
+		return err
 	}
 	total := k.Time + time.Duration(k.Retries)*k.Interval
-	return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT",
-		unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(total.Milliseconds())))
+	return Control(c, func(fd int) error {
+		return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT",
+			unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(total.Milliseconds())))
+	})
 }
-
-func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // family is the socket family for an address; v4-mapped counts as v4.
 func family(a netip.Addr) int {

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/bpf/redirect"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
+)
+
+// sockets makes the proxy's own sockets in the pod's namespace.
+func (p *Pod) sockets() *sock.Factory {
+	f := &sock.Factory{NS: p.ns, Keepalive: p.node.cfg.Keepalive}
+	if p.tier == TierEBPF {
+		f.Own = p.node.bpf.Own
+	}
+	return f
+}
+
+// Dial connects from the pod's namespace to the network, without being
+// captured. Errors are those of [sock.Factory.DialTCP].
+func (p *Pod) Dial(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
+	return p.sockets().DialTCP(ctx, sock.Dial{Dst: dst, Mark: p.node.cfg.Mark})
+}
+
+// DialUDP is [Pod.Dial] for datagrams; nothing is sent.
+func (p *Pod) DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	c, err := p.sockets().DialUDP(ctx, sock.Dial{Dst: dst, Mark: p.node.cfg.Mark})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// deliveryAttempts bounds how often another source port is tried when the one
+// the kernel chose belongs to a live connection of the same client: one in
+// 28,000 per such connection.
+const deliveryAttempts = 5
+
+// Deliver connects to an application of the pod, as client (contract 2.5),
+// unless client is the destination itself or the address is not to be kept. A
+// closed port is refused at once.
+func (p *Pod) Deliver(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	d := sock.Dial{Dst: dst, Mark: p.node.cfg.Mark}
+	keep := p.node.cfg.SpoofSource && client.IsValid() && client != dst.Addr() && client.Is4() == dst.Addr().Is4()
+	if keep {
+		d.Src = client.WithZone("")
+		if p.tier == TierEBPF {
+			d.Mark = redirect.MarkDelivery
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		c, err := p.sockets().DialTCP(ctx, d)
+		// The connect program refuses what would hit a live connection.
+		if keep && p.tier == TierEBPF && errors.Is(err, unix.EPERM) && attempt < deliveryAttempts {
+			continue
+		}
+		return c, err
+	}
+}

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
+
+	"github.com/ztunnel-go/ztunnel/bpf/redirect"
+	"github.com/ztunnel-go/ztunnel/internal/netns"
+)
+
+// checkInterval is how often a pod's capture is proven again.
+const checkInterval = 15 * time.Second
+
+/* The life of a pod
+ *
+ *	Add -> Enable -+-> Remove    capture ends
+ *	               +-> Release   capture stays, closed
+ *
+ * In Add order: steering program, listeners, addresses, rules. The enrolment,
+ * which diverts the first connection, is written last and taken out first.
+ */
+
+// A Pod is one pod's capture. Its methods may be called by several goroutines;
+// Add, Enable, Remove and Release by one at a time.
+type Pod struct {
+	node     *Node
+	info     PodInfo
+	ns       *netns.NS // the pod's duplicate
+	cookie   uint64    // tier A
+	tier     Tier
+	canaries *canaries
+
+	listeners    [roles]*Listener
+	dnsPackets   []net.PacketConn
+	dnsListeners []net.Listener
+
+	steer     *redirect.Pod   // tier A
+	inherited bool            // an earlier process had enrolled the pod
+	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
+
+	mu     sync.Mutex
+	router *router       // tier A; guarded by mu
+	src    [2]netip.Addr // v4, v6: zero where there is none; guarded by mu
+	own    []netip.Addr  // guarded by mu
+	health error         // guarded by mu
+
+	stop    context.CancelFunc
+	running context.Context // ends with stop
+	tasks   sync.WaitGroup  // watch, keepChecking, canaries; end when stop is called
+	release sync.Once
+	err     error // of Release
+}
+
+func newPod(n *Node, info PodInfo, ns *netns.NS) *Pod {
+	p := &Pod{node: n, info: info, ns: ns}
+	p.running, p.stop = context.WithCancel(context.Background())
+	p.canaries = newCanaries(p)
+	return p
+}
+
+// open makes everything that the tier needs.
+func (p *Pod) open(ctx context.Context) error {
+	if p.tier == TierEBPF {
+		if err := p.prepare(); err != nil {
+			return err
+		}
+	}
+	for r := range roles {
+		if err := p.listen(r); err != nil {
+			return err
+		}
+	}
+	if p.node.cfg.DNS {
+		if err := p.listenDNS(); err != nil {
+			return err
+		}
+	}
+	if p.tier == TierIstioCNI {
+		return nil
+	}
+	if err := p.follow(); err != nil {
+		return err
+	}
+	return p.watch()
+}
+
+// prepare opens the namespace's netlink and attaches the steering program.
+func (p *Pod) prepare() (err error) {
+	if p.inherited, err = p.node.bpf.IsEnrolled(p.cookie); err != nil {
+		return err
+	}
+	if p.router, err = newRouter(p.ns, p.node.cfg.DNS); err != nil {
+		return err
+	}
+	p.steer, err = p.node.bpf.Pod(p.cookie, p.ns.Fd(), p.node.cfg.DNS)
+	return err
+}
+
+// follow reads the pod's addresses and puts programs, rules and routes in
+// accord with them.
+func (p *Pod) follow() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.router == nil {
+		return net.ErrClosed
+	}
+	own, src4, src6, err := p.router.addresses()
+	if err != nil {
+		return err
+	}
+	p.own, p.src = own, [2]netip.Addr{src4, src6}
+	if err := p.steer.SetAddresses(own); err != nil {
+		return err
+	}
+	return p.router.ensure(src4, src6)
+}
+
+// sources are the addresses that connections leave from, one per family that
+// has one.
+func (p *Pod) sources() []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []netip.Addr
+	for _, a := range p.src {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// watch follows changes of the pod's addresses until the pod is released.
+func (p *Pod) watch() error {
+	updates := make(chan netlink.AddrUpdate, 16)
+	handle := vnetns.NsHandle(p.ns.Fd())
+	err := netlink.AddrSubscribeWithOptions(updates, p.running.Done(), netlink.AddrSubscribeOptions{
+		Namespace: &handle,
+		// An overrun loses updates; the periodic check reads all of them.
+		ErrorCallback: func(error) {},
+	})
+	if err != nil {
+		return fmt.Errorf("watch addresses: %w", err)
+	}
+	p.tasks.Go(func() { // ends when netlink closes updates, after stop
+		for range updates {
+			if err := p.follow(); err != nil && p.running.Err() == nil {
+				p.node.log.Warn("follow the addresses of a pod", slog.String("pod", p.name()), slog.Any("err", err))
+			}
+		}
+	})
+	return nil
+}
+
+func (p *Pod) name() string { return p.info.Namespace + "/" + p.info.Name }
+
+// Tier says who captures this pod.
+func (p *Pod) Tier() Tier { return p.tier }
+
+// Listener is the one of a role.
+func (p *Pod) Listener(r Role) *Listener { return p.listeners[r] }
+
+// DNSPacketConns are the sockets for the DNS server, one or two; none if DNS is
+// not captured. An address that ReadFrom gives implements
+// interface{ AddrPort() netip.AddrPort }, the client's; WriteTo to it answers
+// from the server that was asked.
+func (p *Pod) DNSPacketConns() []net.PacketConn { return p.dnsPackets }
+
+// DNSListeners are the same for TCP; a connection's local address is the server
+// that was asked.
+func (p *Pod) DNSListeners() []net.Listener { return p.dnsListeners }
+
+// Enable puts capture in force and proves it. The accept loops and the DNS
+// server must be running. On error the pod is not ready and not captured,
+// unless an earlier process had captured it, in which case it stays so.
+func (p *Pod) Enable(ctx context.Context) error {
+	err := p.enable(ctx)
+	if err != nil {
+		p.setHealth(err)
+		return fmt.Errorf("capture pod %s: %w", p.name(), err)
+	}
+	p.tasks.Go(func() { p.keepChecking(p.running) })
+	return nil
+}
+
+func (p *Pod) enable(ctx context.Context) error {
+	if p.tier == TierEBPF {
+		if err := p.steer.Enroll(); err != nil {
+			return err
+		}
+		if err := p.rememberSockets(); err != nil {
+			return err
+		}
+	}
+	err := p.verify(ctx)
+	if err != nil && p.tier == TierEBPF && !p.inherited {
+		err = errors.Join(err, p.steer.Unenroll(), p.destroyCaptured())
+	}
+	return err
+}
+
+// keepChecking proves capture again and again.
+func (p *Pod) keepChecking(ctx context.Context) {
+	tick := time.NewTicker(checkInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := p.verify(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		p.setHealth(err)
+	}
+}
+
+// setHealth records a verdict and says so when it changes.
+func (p *Pod) setHealth(err error) {
+	p.mu.Lock()
+	was := p.health
+	p.health = err
+	p.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		p.node.log.Error("capture of a pod does not hold", slog.String("pod", p.name()), slog.Any("err", err))
+	case err == nil && was != nil:
+		p.node.log.Info("capture of a pod holds again", slog.String("pod", p.name()))
+	}
+}
+
+// Health is the latest verdict of the checks; nil: capture holds.
+func (p *Pod) Health() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.health
+}
+
+// Counters are the pod's share of those of sk_lookup; none in tier C.
+func (p *Pod) Counters() ([]Counter, error) {
+	if p.steer == nil {
+		return nil, nil
+	}
+	counts, err := p.steer.Counts()
+	return counters(counts), err
+}
+
+// Remove ends the pod's capture without a byte in plaintext: no new socket is
+// captured, the proxy's sockets and those of applications that carry our marks
+// are ended, and only then rules and programs go. Where the kernel cannot end
+// sockets the rules stay until the namespace ends. The connections that the
+// proxy accepted should be closed before.
+func (p *Pod) Remove(ctx context.Context) error {
+	p.quiet()
+	errs := []error{context.Cause(ctx)}
+	if p.steer != nil {
+		errs = append(errs, p.withdraw())
+	}
+	errs = append(errs, p.Release())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove capture of pod %s: %w", p.name(), err)
+	}
+	return nil
+}
+
+func (p *Pod) withdraw() error {
+	err := p.steer.Unenroll()
+	if errors.Is(err, redirect.ErrReplaced) {
+		return nil // the pod is the newer process's
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.destroyCaptured(); err != nil {
+		p.node.log.Warn("sockets of a removed pod could not be ended; their rules stay",
+			slog.String("pod", p.name()), slog.Any("err", err))
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return errors.Join(p.router.remove(), p.steer.Remove())
+}
+
+// quiet ends the pod's goroutines and closes its listeners.
+func (p *Pod) quiet() error {
+	p.stop()
+	var errs []error
+	for _, l := range p.listeners {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	for _, c := range p.dnsPackets {
+		errs = append(errs, ignoreClosed(c.Close()))
+	}
+	for _, l := range p.dnsListeners {
+		errs = append(errs, ignoreClosed(l.Close()))
+	}
+	p.tasks.Wait()
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Release stops serving the pod. In tier A its capture stays, closed:
+// connections wait for the next process. Later calls return what the first
+// did.
+func (p *Pod) Release() error {
+	p.release.Do(func() {
+		errs := []error{p.quiet()}
+		if p.steer != nil {
+			errs = append(errs, p.steer.Close())
+		}
+		p.mu.Lock()
+		p.router.close()
+		p.router = nil
+		p.mu.Unlock()
+		errs = append(errs, p.ns.Close())
+		p.err = errors.Join(errs...)
+	})
+	return p.err
+}
