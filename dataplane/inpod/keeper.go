@@ -123,11 +123,11 @@ func (k *keeper) leaveLocked() {
 		delete(k.e.pods, k.pod.UID)
 	}
 	delete(k.e.leaving, k)
-	k.endTryLocked(context.Canceled)
 	k.disarmLocked()
 	closeNS(k.ns)
 	k.ns = nil
 	k.e.changedLocked()
+	k.endTryLocked(context.Canceled)
 }
 
 // start tries once, and after a failure waits for the next time.
@@ -172,8 +172,8 @@ func (k *keeper) started(proxy Proxy, err error) (retry bool) {
 		}
 	}
 	retry = err != nil && k.want == up
-	k.endTryLocked(err)
 	k.e.changedLocked()
+	k.endTryLocked(err) // last: what the agent is answered, readiness and metrics say already
 	k.e.mu.Unlock()
 	if before != nil {
 		k.logStop(Forget, before.Stop(Forget))
