@@ -35,21 +35,35 @@ func NewTasks(logger *slog.Logger) *Tasks {
 	return &Tasks{log: logger, pending: map[string]time.Time{}}
 }
 
-// Register makes a task pending: at the start, and again when what it stands
-// for is lost. A task that is pending already stays as it is.
-func (t *Tasks) Register(name string) {
+// A Task is one thing that may be pending.
+type Task struct {
+	tasks *Tasks
+	name  string
+}
+
+// Register adds a task, pending.
+func (t *Tasks) Register(name string) *Task {
+	k := &Task{t, name}
+	k.Pending()
+	return k
+}
+
+// Pending makes the task pending: also again, when what it stands for is lost.
+func (k *Task) Pending() {
+	t := k.tasks
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, already := t.pending[name]; !already {
-		t.pending[name] = time.Now()
+	if _, already := t.pending[k.name]; !already {
+		t.pending[k.name] = time.Now()
 	}
 }
 
-// Complete ends a task. It does nothing if the task is not pending.
-func (t *Tasks) Complete(name string) {
+// Done completes the task. It does nothing if the task is not pending.
+func (k *Task) Done() {
+	t := k.tasks
 	t.mu.Lock()
-	since, was := t.pending[name]
-	delete(t.pending, name)
+	since, was := t.pending[k.name]
+	delete(t.pending, k.name)
 	left := len(t.pending)
 	t.mu.Unlock()
 	if !was {
@@ -57,10 +71,10 @@ func (t *Tasks) Complete(name string) {
 	}
 	took := time.Since(since)
 	if left == 0 {
-		t.log.Info(fmt.Sprintf("Task '%s' complete (%v), marking server ready", name, took))
+		t.log.Info(fmt.Sprintf("Task '%s' complete (%v), marking server ready", k.name, took))
 		return
 	}
-	t.log.Info(fmt.Sprintf("Task '%s' complete (%v), still awaiting %d tasks", name, took, left))
+	t.log.Info(fmt.Sprintf("Task '%s' complete (%v), still awaiting %d tasks", k.name, took, left))
 }
 
 // Pending lists the names of the tasks that are pending, sorted.

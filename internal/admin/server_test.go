@@ -231,26 +231,18 @@ func TestReadiness(t *testing.T) {
 	var out bytes.Buffer
 	tasks := NewTasks(slog.New(slog.NewTextHandler(&out, nil)))
 	h := Readiness(tasks)
-	for _, name := range []string{TaskState, TaskProxy, TaskInPod} {
-		tasks.Register(name)
-	}
-	complete := func(names ...string) func() {
-		return func() {
-			for _, name := range names {
-				tasks.Complete(name)
-			}
-		}
-	}
+	state, proxy := tasks.Register(TaskState), tasks.Register(TaskProxy)
+	inpod := tasks.Register(TaskInPod)
 	for _, tc := range []struct {
 		do     func()
 		status int
 		body   string
 	}{
 		{func() {}, 500, "not ready, pending: proxy, state manager, workload proxy manager\n"},
-		{complete(TaskState), 500, "not ready, pending: proxy, workload proxy manager\n"},
-		{complete(TaskProxy, TaskProxy, TaskInPod), 200, "ready\n"},
-		{func() { tasks.Register(TaskInPod) }, 500, "not ready, pending: workload proxy manager\n"},
-		{complete(TaskInPod), 200, "ready\n"},
+		{state.Done, 500, "not ready, pending: proxy, workload proxy manager\n"},
+		{func() { proxy.Done(); proxy.Done(); inpod.Done() }, 200, "ready\n"},
+		{inpod.Pending, 500, "not ready, pending: workload proxy manager\n"},
+		{inpod.Done, 200, "ready\n"},
 	} {
 		tc.do()
 		got := get(h, http.MethodGet, "/healthz/ready")
