@@ -126,6 +126,10 @@ func (e *ResetError) Quiet() bool {
 	return false
 }
 
+// Clean reports whether the peer only wants no more, having said all it had to
+// say (RFC 9113, section 8.1).
+func (e *ResetError) Clean() bool { return e.Remote && e.Code == NoError }
+
 // A GoAwayError is a tunnel that one side ended with GOAWAY.
 type GoAwayError struct {
 	Code   Code

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TCP makes a [Conn] of c, whose owner it becomes. Between two of them bytes
+// pass by splice(2) once they come in bulk.
+func TCP(c *net.TCPConn) Conn { return &tcp{c: c} }
+
+type tcp struct {
+	c      *net.TCPConn
+	closed sync.Once
+
+	mu       sync.Mutex
+	awaiting bool // guarded by mu: awaitReset is under way
+}
+
+var (
+	_ Conn  = (*tcp)(nil)
+	_ waker = (*tcp)(nil)
+)
+
+func (t *tcp) Read(p []byte) (int, error)  { return t.c.Read(p) }
+func (t *tcp) Write(p []byte) (int, error) { return t.c.Write(p) }
+func (t *tcp) CloseWrite() error           { return t.c.CloseWrite() }
+
+// Reset closes with SO_LINGER 0: the peer sees RST, and bytes that it has not
+// acknowledged are dropped.
+func (t *tcp) Reset() {
+	t.closed.Do(func() {
+		_ = t.c.SetLinger(0) // fails on a socket that is dead already
+		_ = t.c.Close()
+	})
+}
+
+func (t *tcp) Close() (err error) {
+	t.closed.Do(func() { err = t.c.Close() })
+	return err
+}
+
+// What a direction reads with: a little first, and more once that was filled.
+// Neither is held while there is nothing to read.
+var (
+	small = bufferPool{size: 16 << 10}
+	large = bufferPool{size: 64 << 10}
+)
+
+// spliceMin is how much must wait in a socket for splice(2), with its pipe and
+// its two calls, to be worth more than a copy.
+const spliceMin = 64 << 10
+
+type bufferPool struct {
+	pool sync.Pool
+	size int
+}
+
+func (b *bufferPool) get() *[]byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return p
+	}
+	p := make([]byte, b.size)
+	return &p
+}
+
+func (b *bufferPool) put(p *[]byte) { b.pool.Put(p) }
+
+// pump carries bytes from t until its end.
+func (t *tcp) pump(to *sink) error {
+	raw, err := t.c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	from := &source{raw: raw, pool: &small}
+	out, _ := to.d.dst.(*tcp)
+	for {
+		if out != nil && from.filled && from.pool == &large {
+			if err := t.splice(out, raw, to); err != nil {
+				return err
+			}
+		}
+		p, err := from.next()
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			return nil
+		}
+		_, err = to.Write((*p)[:from.n])
+		from.done(p)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// splice moves what waits in t's socket, as long as it is plenty. An error of
+// either side counts as the receiver's, since those bytes were there to read;
+// if that is wrong, linger puts it right.
+func (t *tcp) splice(out *tcp, raw syscall.RawConn, to *sink) error {
+	for {
+		var waiting int
+		var err error
+		if cerr := raw.Control(func(fd uintptr) { waiting, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); cerr != nil {
+			return cerr
+		}
+		if err != nil || waiting < spliceMin {
+			return nil // an ordinary read says what is wrong, if anything is
+		}
+		n, err := out.c.ReadFrom(&io.LimitedReader{R: t.c, N: int64(waiting)})
+		to.moved(int(n), err)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// A source reads from a socket with a buffer that it takes when there is
+// something to read. Its fields are what one read leaves behind, so that a
+// read needs no closure of its own.
+type source struct {
+	raw    syscall.RawConn
+	pool   *bufferPool
+	buf    *[]byte
+	n      int
+	err    error
+	filled bool // the last read filled its buffer
+	try    func(fd uintptr) bool
+}
+
+// next returns what was read, in a buffer to be given to done, or nil at the
+// end of the stream.
+func (s *source) next() (*[]byte, error) {
+	if s.try == nil {
+		s.try = s.read
+	}
+	if err := s.raw.Read(s.try); err != nil {
+		return nil, err
+	}
+	if s.n <= 0 {
+		s.drop()
+		return nil, s.err
+	}
+	s.filled = s.n == len(*s.buf)
+	return s.buf, nil
+}
+
+// read reads if there is something; false has the poller wait.
+func (s *source) read(fd uintptr) bool {
+	s.buf = s.pool.get()
+	for {
+		s.n, s.err = unix.Read(int(fd), *s.buf)
+		if !errors.Is(s.err, unix.EINTR) {
+			break
+		}
+	}
+	if errors.Is(s.err, unix.EAGAIN) {
+		s.drop()
+		return false
+	}
+	if s.err != nil {
+		s.err = os.NewSyscallError("read", s.err)
+	}
+	return true
+}
+
+// done takes the buffer back, and chooses the next by how full it was.
+func (s *source) done(p *[]byte) {
+	s.pool.put(p)
+	s.buf = nil
+	switch {
+	case s.filled:
+		s.pool = &large
+	case s.n < small.size:
+		s.pool = &small
+	}
+}
+
+func (s *source) drop() {
+	s.pool.put(s.buf)
+	s.buf = nil
+}
+
+// awaitReset waits, after the peer's FIN, for its RST: the socket then is in
+// error or shut in both directions, although we have not shut ours.
+func (t *tcp) awaitReset(over func() bool) error {
+	t.mu.Lock()
+	t.awaiting = true
+	t.mu.Unlock()
+	raw, err := t.c.SyscallConn()
+	if err != nil {
+		return nil // closed, so there is nothing to wait for
+	}
+	reset := false
+	_ = raw.Read(func(fd uintptr) bool { // ends by itself, by wake, or by Close
+		if over() {
+			return true
+		}
+		reset = hasReset(int(fd))
+		return reset
+	})
+	if reset {
+		return os.NewSyscallError("read", unix.ECONNRESET)
+	}
+	return nil
+}
+
+// hasReset asks without taking the error away from whoever writes.
+func hasReset(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+}
+
+// wake ends awaitReset. While it is not under way it changes nothing: a read
+// may be, and awaitReset asks before it waits.
+func (t *tcp) wake() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.awaiting {
+		_ = t.c.SetReadDeadline(time.Unix(1, 0)) // fails if it is closed
+	}
+}
