@@ -259,7 +259,7 @@ type podJSON struct {
 
 type captureJSON struct {
 	Health string `json:"health,omitempty"`
-	Tier   string `json:"tier"`
+	Tier   string `json:"tier,omitempty"`
 }
 
 type infoJSON struct {
