@@ -58,11 +58,14 @@ func orphaned(name string) bool {
 	return err != nil || start != parts[2]
 }
 
+// bpffs is where pins of BPF objects go on every distribution.
+const bpffs = "/sys/fs/bpf"
+
 // reap removes what labs of dead processes left: children and their cgroup,
-// the directory of names. It does what it can; another process may be at it
-// too.
+// the directory of names, pins. It does what it can; another process may be at
+// it too.
 func reap(root string) {
-	for _, dir := range []string{root, os.TempDir()} {
+	for _, dir := range []string{root, os.TempDir(), bpffs} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue

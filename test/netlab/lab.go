@@ -156,13 +156,17 @@ func (l *Lab) Close() error {
 	if l.fabric != nil {
 		errs = append(errs, l.fabric.close())
 	}
-	errs = append(errs, os.RemoveAll(l.dir))
+	errs = append(errs, os.RemoveAll(l.dir), os.RemoveAll(l.PinDir()))
 	return errors.Join(errs...)
 }
 
 // CgroupRoot is the lab's cgroup v2 directory: what CGROUP_ROOT of a proxy in
 // the lab should say.
 func (l *Lab) CgroupRoot() string { return l.cgroup.path }
+
+// PinDir is a directory on bpffs for who wants to pin something: it is theirs
+// to make, and goes with the lab.
+func (l *Lab) PinDir() string { return filepath.Join(bpffs, filepath.Base(l.dir)) }
 
 // Dir is a directory of the lab's own (mode 0700, short enough for sockets in
 // it). Namespaces are named in it, see [Host.Path].

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/test/fakeagent"
+	"github.com/ztunnel-go/ztunnel/test/netlab"
+)
+
+// Options change how a proxy is run.
+type Options struct {
+	Env     map[string]string // over what the rig sets
+	NoAgent bool              // somebody else listens on [Proxy.Socket]
+}
+
+// A Proxy is the proxy of one node: its process, which may be killed and
+// started again, and the agent that tells it its pods.
+type Proxy struct {
+	// Agent tells the proxy its pods; nil with Options.NoAgent.
+	Agent *fakeagent.Agent
+	// Output is what all processes have printed.
+	Output *Output
+
+	mesh *Mesh
+	node *netlab.Node
+	env  map[string]string
+
+	mu  sync.Mutex
+	cmd *exec.Cmd // guarded by mu; nil: not running
+}
+
+// Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
+func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
+	p := &Proxy{mesh: m, node: node, Output: newOutput()}
+	p.env = map[string]string{
+		"NODE_NAME": node.Name(), "CAPTURE": "ebpf", "CGROUP_ROOT": m.lab.CgroupRoot(),
+		"BPF_PIN_DIR": filepath.Join(m.lab.PinDir(), node.Name()), "HOST_NETNS": node.Path(),
+		"INPOD_UDS": p.Socket(), "LOCAL_XDS_PATH": m.state, "XDS_ADDRESS": "",
+		"FAKE_CA": "true", "EMBEDDED_CA_DIR": m.CADir(DefaultCA), "RESOLV_CONF": m.resolv,
+	}
+	maps.Copy(p.env, opts.Env)
+	if !opts.NoAgent {
+		agent, err := fakeagent.Start(p.Socket())
+		if err != nil {
+			return nil, err
+		}
+		p.Agent = agent
+	}
+	m.mu.Lock()
+	m.proxies = append(m.proxies, p)
+	m.mu.Unlock()
+	return p, p.Restart()
+}
+
+// Socket is where the agent listens.
+func (p *Proxy) Socket() string { return filepath.Join(p.mesh.lab.Dir(), p.node.Name()+".sock") }
+
+// PinDir is where the proxy keeps its BPF objects.
+func (p *Proxy) PinDir() string { return p.env["BPF_PIN_DIR"] }
+
+// Node is where the proxy runs.
+func (p *Proxy) Node() *netlab.Node { return p.node }
+
+// Restart starts the process, which must not be running.
+func (p *Proxy) Restart() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		return fmt.Errorf("the proxy of %s is running", p.node.Name())
+	}
+	cmd := p.command("proxy", "ztunnel")
+	if err := p.node.Start(cmd); err != nil {
+		return fmt.Errorf("start the proxy of %s: %w", p.node.Name(), err)
+	}
+	p.cmd = cmd
+	return nil
+}
+
+func (p *Proxy) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(p.mesh.binary, args...)
+	cmd.Stdout, cmd.Stderr = p.Output, p.Output
+	for _, name := range slices.Sorted(maps.Keys(p.env)) {
+		cmd.Env = append(cmd.Env, name+"="+p.env[name])
+	}
+	return cmd
+}
+
+// Pid is that of the process; 0: it is not running.
+func (p *Proxy) Pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+// Signal sends the process a signal.
+func (p *Proxy) Signal(sig os.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return os.ErrProcessDone
+	}
+	return p.cmd.Process.Signal(sig)
+}
+
+// Wait waits for the process to end and returns its exit status, -1 after a
+// signal. One at a time may wait.
+func (p *Proxy) Wait() (int, error) {
+	p.mu.Lock()
+	cmd := p.cmd
+	p.mu.Unlock()
+	if cmd == nil {
+		return 0, os.ErrProcessDone
+	}
+	err := cmd.Wait()
+	p.mu.Lock()
+	p.cmd = nil
+	p.mu.Unlock()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 0, err
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+// Kill ends the process as a crash does.
+func (p *Proxy) Kill() error {
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err := p.Wait()
+	return err
+}
+
+// Cleanup runs the cleanup command with the proxy's environment. What it
+// prints is part of Output.
+func (p *Proxy) Cleanup() error {
+	cmd := p.command("cleanup")
+	if err := p.node.Start(cmd); err != nil {
+		return err
+	}
+	return cmd.Wait()
+}
+
+// close ends process and agent and removes what capture has left.
+func (p *Proxy) close() error {
+	var errs []error
+	if err := p.Kill(); !errors.Is(err, os.ErrProcessDone) {
+		errs = append(errs, err)
+	}
+	errs = append(errs, p.Cleanup())
+	if p.Agent != nil {
+		errs = append(errs, p.Agent.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Enrol has the agent announce a pod, and returns what the proxy said. Before
+// the proxy has connected it is told later.
+func (p *Proxy) Enrol(pod *netlab.Pod, namespace string) error {
+	return p.Agent.Add(fakeagent.Pod{
+		UID: pod.Name(), Name: pod.Name(), Namespace: namespace, ServiceAccount: pod.Name(), NS: pod.NS(),
+	})
+}
+
+// requestTimeout bounds a request to the proxy's own pages.
+const requestTimeout = 5 * time.Second
+
+// Get asks one of the proxy's pages from its node: "15000/config_dump" is the
+// path /config_dump on port 15000.
+func (p *Proxy) Get(ctx context.Context, page string) (status int, body string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+page, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := p.node.HTTPClient().Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// ReadyPage is the page for [Proxy.Get] that says whether the proxy is ready.
+const ReadyPage = "15021/healthz/ready"
+
+// AwaitReady waits until the proxy says that it is ready: its agent's snapshot
+// is taken and every pod is captured.
+func (p *Proxy) AwaitReady(ctx context.Context) error {
+	const poll = 20 * time.Millisecond
+	for {
+		status, body, err := p.Get(ctx, ReadyPage)
+		if err == nil && status == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return fmt.Errorf("the proxy of %s is not ready: %d %q %v: %w", p.node.Name(), status, body, err, ctx.Err())
+		}
+	}
+}
