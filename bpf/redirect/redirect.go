@@ -403,14 +403,23 @@ func attachCgroup(pin, cgroup string, attach ebpf.AttachType, p *ebpf.Program) (
 	if err != nil {
 		return nil, fmt.Errorf("attach %s to cgroup %s: %w", filepath.Base(pin), cgroup, err)
 	}
-	return l, pinLink(l, pin)
+	if err := pinLink(l, pin); err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	// Once more by its pin: a raw link does not tell its cgroup.
+	pinned, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open pin %s: %w", pin, err)
+	}
+	return pinned, nil
 }
 
 // pinLink pins a fresh link, replacing what was pinned there. On error the
 // link is closed.
 func pinLink(l link.Link, pin string) error {
 	fresh := pin + "_new" // the file system takes no dots
-	os.Remove(fresh) // of a process that died right here
+	os.Remove(fresh)      // of a process that died right here
 	err := l.Pin(fresh)
 	if err == nil {
 		err = os.Rename(fresh, pin)
