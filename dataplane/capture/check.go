@@ -106,8 +106,8 @@ func (p *Pod) check(ctx context.Context) error {
 		return err
 	}
 	sources := p.sources()
-	if len(sources) == 0 {
-		return errors.New("the pod has no address")
+	if len(sources) == 0 && !p.proven {
+		return errNoAddress
 	}
 	for _, src := range sources {
 		if err := p.checkOutbound(ctx, src); err != nil {
@@ -296,6 +296,9 @@ func (p *Pod) destroyCaptured() error {
 // checkRedirect proves that istio-cni's rules bring outbound connections here.
 func (p *Pod) checkRedirect(ctx context.Context) error {
 	src, err := p.anySource()
+	if errors.Is(err, errNoAddress) && p.proven {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -321,5 +324,9 @@ func (p *Pod) anySource() (netip.Addr, error) {
 	case src6.IsValid():
 		return src6, nil
 	}
-	return netip.Addr{}, errors.New("the pod has no address")
+	return netip.Addr{}, errNoAddress
 }
+
+// errNoAddress: there is nothing to prove capture with. A pod that had one and
+// lost it is on its way out, and no reason to call the node unready.
+var errNoAddress = errors.New("the pod has no address")

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ztunnel-go/ztunnel/bpf/redirect"
+	"github.com/ztunnel-go/ztunnel/internal/netns"
 	"github.com/ztunnel-go/ztunnel/internal/sock"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 )
@@ -312,5 +313,49 @@ func TestADeliveryThatIsCapturedAgainIsReset(t *testing.T) {
 	}
 	if r.count("capture", "recaptured_delivery_reset") == 0 {
 		t.Error("not counted")
+	}
+}
+
+func TestADeliveryDoesNotHitALiveConnection(t *testing.T) {
+	r := newRig(t)
+	pod, other := r.pod("a"), r.pod("b")
+	app(t, pod.Host, "[::]:8080")
+	p := r.capture(pod)
+	for _, to := range []string{pod.Addr(8080).String(), pod.Addr6(8080).String()} {
+		live := conversation(t, other.Host, to)
+		local := canonical(live.LocalAddr())
+		// No other port to choose than that of the client's own connection.
+		must(t, pod.Sysctl("net/ipv4/ip_local_port_range", fmt.Sprintf("%d %d", local.Port(), local.Port())))
+		c, err := p.Deliver(context.Background(), local.Addr(), canonical(live.RemoteAddr()))
+		if !errors.Is(err, unix.EPERM) {
+			t.Errorf("delivery in place of a live connection: %v", err)
+			if err == nil {
+				c.Close()
+			}
+		}
+		must(t, pod.Sysctl("net/ipv4/ip_local_port_range", "32768 60999"))
+		if _, err := live.Write([]byte("still there")); err != nil {
+			t.Error(err)
+		}
+		got := make([]byte, 100)
+		if n, err := live.Read(got); err != nil {
+			t.Errorf("the live connection: %q, %v", got[:n], err)
+		}
+	}
+	if r.count("connect", "refused_port_collision") == 0 {
+		t.Error("not counted")
+	}
+}
+
+func TestThePodOfTheProxyItselfIsRefused(t *testing.T) {
+	r := newRig(t)
+	for what, ns := range map[string]string{"the proxy's own": "/proc/self/ns/net", "the host's": r.host.Path()} {
+		n, err := netns.Open(ns)
+		must(t, err)
+		_, err = r.node.Add(context.Background(), PodInfo{Name: "x"}, n)
+		if err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+		n.Close()
 	}
 }

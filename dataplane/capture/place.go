@@ -44,6 +44,9 @@ func findPlace(cfg Config) (place, error) {
 	}
 	defer current.Close()
 	p.own = current.ID()
+	if _, err := current.Cookie(); err != nil {
+		return place{}, fmt.Errorf("this kernel lacks network namespace cookies (Linux 5.14): %w", err)
+	}
 	if cfg.HostNetns == "" {
 		return p, nil
 	}
@@ -54,7 +57,7 @@ func findPlace(cfg Config) (place, error) {
 	defer host.Close()
 	p.host = host.ID()
 	if p.hostCookie, err = host.Cookie(); err != nil {
-		return place{}, fmt.Errorf("this kernel lacks network namespace cookies (Linux 5.14): %w", err)
+		return place{}, fmt.Errorf("HOST_NETNS: %w", err)
 	}
 	return p, nil
 }

@@ -48,6 +48,7 @@ type Pod struct {
 	steer     *redirect.Pod   // tier A
 	inherited bool            // an earlier process had enrolled the pod
 	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
+	proven    bool            // the checks have held once; set by Enable
 
 	mu     sync.Mutex
 	router *router       // tier A; guarded by mu
@@ -203,6 +204,7 @@ func (p *Pod) enable(ctx context.Context) error {
 		}
 	}
 	err := p.verify(ctx)
+	p.proven = err == nil
 	if err != nil && p.tier == TierEBPF && !p.inherited {
 		err = errors.Join(err, p.steer.Unenroll(), p.destroyCaptured())
 	}
@@ -261,10 +263,11 @@ func (p *Pod) Counters() ([]Counter, error) {
 // captured, the proxy's sockets and those of applications that carry our marks
 // are ended, and only then rules and programs go. Where the kernel cannot end
 // sockets the rules stay until the namespace ends. The connections that the
-// proxy accepted should be closed before.
-func (p *Pod) Remove(ctx context.Context) error {
+// proxy accepted should be closed before. It runs to its end whatever becomes of
+// ctx: half of it would be worse than none.
+func (p *Pod) Remove(_ context.Context) error {
 	p.quiet()
-	errs := []error{context.Cause(ctx)}
+	var errs []error
 	if p.steer != nil {
 		errs = append(errs, p.withdraw())
 	}
