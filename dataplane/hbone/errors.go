@@ -66,10 +66,11 @@ func (e *DialError) Timeout() bool {
 }
 
 // A TLSError is a TLS handshake that failed, at either side. Err is what
-// crypto/tls or the check of the peer's identity said.
+// crypto/tls or the check of the peer's identity said, and its text is all
+// there is: the two sides word it differently (contract 4.2, 4.3).
 type TLSError struct{ Err error }
 
-func (e *TLSError) Error() string { return fmt.Sprintf("tls handshake error: %v", e.Err) }
+func (e *TLSError) Error() string { return e.Err.Error() }
 func (e *TLSError) Unwrap() error { return e.Err }
 
 // A HandshakeError is a tunnel that ended before its peer had shown that it

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/ztunnel-go/ztunnel/internal/identity"
+	"github.com/ztunnel-go/ztunnel/internal/mtls"
 )
 
 // ServerConfig is how tunnels that peers make are served.
@@ -21,8 +22,8 @@ type ServerConfig struct {
 	// accepts ends when it returns.
 	Handler  func(*Connect)
 	Settings Settings
-	// Identity reads the peer's identity from a finished handshake. Nil: the
-	// first SPIFFE URI of its certificate (contract 4.3).
+	// Identity reads the peer's identity from a finished handshake. Nil:
+	// mtls.PeerIdentity.
 	Identity func(tls.ConnectionState) (identity.ID, bool)
 }
 
@@ -51,7 +52,10 @@ func Accept(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConf
 		secured = t
 		state := t.ConnectionState()
 		s.state = &state
-		s.id = s.identity(state)
+		if cfg.Identity == nil {
+			cfg.Identity = mtls.PeerIdentity
+		}
+		s.id, _ = cfg.Identity(state) // zero if the certificate names none
 	}
 	s.c = newConn(nc, secured, false, cfg.Settings)
 	s.c.accept = s.serve
@@ -65,21 +69,6 @@ func ServeConn(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerC
 		return err
 	}
 	return s.Serve(ctx)
-}
-
-func (s *ServerConn) identity(state tls.ConnectionState) identity.ID {
-	if s.cfg.Identity != nil {
-		id, _ := s.cfg.Identity(state)
-		return id
-	}
-	if len(state.PeerCertificates) > 0 {
-		for _, uri := range state.PeerCertificates[0].URIs {
-			if id, err := identity.Parse(uri.String()); err == nil {
-				return id
-			}
-		}
-	}
-	return identity.ID{}
 }
 
 // addrPort is the canonical form of a TCP address, or zero.

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/test/leak"
 )
@@ -202,15 +204,25 @@ func TestAResetIsPassedOn(t *testing.T) {
 	}
 }
 
-// eventuallyBroken writes until the connection is found reset.
+// eventuallyBroken waits until the kernel has c in error, without writing to
+// it: the relay must find out by itself.
 func eventuallyBroken(t *testing.T, c *net.TCPConn) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if _, err := c.Write([]byte("x")); errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-			return
-		}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("never reset")
+	broken := false
+	for deadline := time.Now().Add(10 * time.Second); !broken && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		raw.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd)}}
+			unix.Poll(fds, 0)
+			broken = fds[0].Revents&unix.POLLERR != 0
+		})
+	}
+	if !broken {
+		t.Fatal("never reset")
+	}
 }
 
 func TestACloseWithUnreadBytesIsAReset(t *testing.T) {
