@@ -46,7 +46,14 @@ type dnsConn struct {
 // A replier sends from one server's address.
 type replier struct {
 	server netip.AddrPort
-	conn   *net.UDPConn
+	conn   speaker
+}
+
+// A speaker is a *net.UDPConn bound to the server's address or, where an
+// application has the port, a *sock.Speaker.
+type speaker interface {
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	Close() error
 }
 
 // ReadFrom gives the next query. The address implements
@@ -94,7 +101,7 @@ func (c *dnsConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 }
 
 // replier finds or makes the socket that speaks for a server.
-func (c *dnsConn) replier(server netip.AddrPort) (*net.UDPConn, error) {
+func (c *dnsConn) replier(server netip.AddrPort) (speaker, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -104,8 +111,7 @@ func (c *dnsConn) replier(server netip.AddrPort) (*net.UDPConn, error) {
 		c.recent.MoveToFront(e)
 		return e.Value.(*replier).conn, nil
 	}
-	conn, err := c.pod.sockets().ListenUDP(sock.Listen{Addr: server, Transparent: true, V6Only: true,
-		ReuseAddr: true, Mark: c.pod.node.cfg.Mark})
+	conn, err := c.pod.speaker(server)
 	if err != nil {
 		return nil, fmt.Errorf("answer as %v: %w", server, err)
 	}
@@ -116,6 +122,20 @@ func (c *dnsConn) replier(server netip.AddrPort) (*net.UDPConn, error) {
 		oldest.conn.Close()
 	}
 	return conn, nil
+}
+
+// speaker makes a socket that sends from server's address.
+func (p *Pod) speaker(server netip.AddrPort) (speaker, error) {
+	mark := p.node.cfg.Mark
+	udp, err := p.sockets().ListenUDP(sock.Listen{Addr: server, Transparent: true, V6Only: true, Mark: mark})
+	if err == nil {
+		return udp, nil
+	}
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return nil, err
+	}
+	// The pod runs a DNS server itself, bound to every address.
+	return p.sockets().Speak(server, mark)
 }
 
 // Close closes the socket and those that answered for it. Later calls return

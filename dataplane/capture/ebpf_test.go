@@ -327,6 +327,30 @@ func TestDNSIsAnsweredAsTheServerThatWasAsked(t *testing.T) {
 	}
 }
 
+func TestDNSIsAnsweredInAPodThatServesDNSItself(t *testing.T) {
+	r := newRig(t)
+	pod, other := r.pod("a"), r.pod("b")
+	server, err := pod.ListenPacket("udp", "[::]:53")
+	must(t, err)
+	defer server.Close()
+	r.capture(pod)
+	for _, addr := range []string{"10.96.0.10:53", "[fd00::53]:53"} {
+		c, err := pod.Dial(context.Background(), "udp", addr)
+		must(t, err)
+		defer c.Close()
+		got, err := exchange(c, "q")
+		wants(t, addr, got, err, "dns q ")
+	}
+	c, err := other.Dial(context.Background(), "udp", pod.Addr(53).String())
+	must(t, err)
+	defer c.Close()
+	c.Write([]byte("for the application"))
+	server.SetDeadline(time.Now().Add(3 * time.Second))
+	b := make([]byte, 100)
+	n, _, err := server.ReadFrom(b)
+	wants(t, "the application's own clients", string(b[:n]), err, "for the application")
+}
+
 func exchange(c net.Conn, q string) (string, error) {
 	c.SetDeadline(time.Now().Add(3 * time.Second))
 	if _, err := io.WriteString(c, q); err != nil {

@@ -47,9 +47,13 @@ type Factory struct {
 // create makes a non-blocking socket inside the factory's namespace and lets
 // setup finish it. On error the socket is closed.
 func (f *Factory) create(family, kind int, setup func(fd int) error) (int, error) {
+	return f.createProto(family, kind, 0, setup)
+}
+
+func (f *Factory) createProto(family, kind, proto int, setup func(fd int) error) (int, error) {
 	fd := -1
 	open := func() (err error) {
-		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 		return os.NewSyscallError("socket", err)
 	}
 	in := func(fn func() error) error { return fn() }
