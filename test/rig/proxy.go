@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,8 +41,8 @@ type Proxy struct {
 	node *netlab.Node
 	env  map[string]string
 
-	mu  sync.Mutex
-	cmd *exec.Cmd // guarded by mu; nil: not running
+	mu      sync.Mutex
+	process *process // guarded by mu; the last one started
 }
 
 // Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
@@ -76,19 +77,40 @@ func (p *Proxy) PinDir() string { return p.env["BPF_PIN_DIR"] }
 // Node is where the proxy runs.
 func (p *Proxy) Node() *netlab.Node { return p.node }
 
+// A process is one life of a proxy.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // of waiting; after done
+}
+
 // Restart starts the process, which must not be running.
 func (p *Proxy) Restart() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd != nil {
+	if p.process != nil && !p.process.ended() {
 		return fmt.Errorf("the proxy of %s is running", p.node.Name())
 	}
 	cmd := p.command("proxy", "ztunnel")
 	if err := p.node.Start(cmd); err != nil {
 		return fmt.Errorf("start the proxy of %s: %w", p.node.Name(), err)
 	}
-	p.cmd = cmd
+	life := &process{cmd: cmd, done: make(chan struct{})}
+	p.process = life
+	go func() { // ends with the process, which close kills
+		life.err = cmd.Wait()
+		close(life.done)
+	}()
 	return nil
+}
+
+func (l *process) ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *Proxy) command(args ...string) *exec.Cmd {
@@ -100,52 +122,44 @@ func (p *Proxy) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Pid is that of the process; 0: it is not running.
-func (p *Proxy) Pid() int {
+// last is the last process started; nil only if none could be.
+func (p *Proxy) last() *process {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd == nil {
-		return 0
-	}
-	return p.cmd.Process.Pid
+	return p.process
 }
+
+// Running says whether the process is.
+func (p *Proxy) Running() bool { return !p.last().ended() }
+
+// Pid is that of the process, also when it has ended.
+func (p *Proxy) Pid() int { return p.last().cmd.Process.Pid }
 
 // Signal sends the process a signal.
-func (p *Proxy) Signal(sig os.Signal) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cmd == nil {
-		return os.ErrProcessDone
-	}
-	return p.cmd.Process.Signal(sig)
-}
+func (p *Proxy) Signal(sig os.Signal) error { return p.last().cmd.Process.Signal(sig) }
 
 // Wait waits for the process to end and returns its exit status, -1 after a
-// signal. One at a time may wait.
-func (p *Proxy) Wait() (int, error) {
-	p.mu.Lock()
-	cmd := p.cmd
-	p.mu.Unlock()
-	if cmd == nil {
-		return 0, os.ErrProcessDone
+// signal.
+func (p *Proxy) Wait(ctx context.Context) (int, error) {
+	life := p.last()
+	select {
+	case <-life.done:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("the proxy of %s runs on: %w", p.node.Name(), ctx.Err())
 	}
-	err := cmd.Wait()
-	p.mu.Lock()
-	p.cmd = nil
-	p.mu.Unlock()
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return 0, err
+	if life.err != nil && !errors.As(life.err, &exit) {
+		return 0, life.err
 	}
-	return cmd.ProcessState.ExitCode(), nil
+	return life.cmd.ProcessState.ExitCode(), nil
 }
 
-// Kill ends the process as a crash does.
+// Kill ends the process as a crash does, and waits until it is gone.
 func (p *Proxy) Kill() error {
-	if err := p.Signal(unix.SIGKILL); err != nil {
+	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	_, err := p.Wait()
+	_, err := p.Wait(context.Background())
 	return err
 }
 
@@ -162,8 +176,8 @@ func (p *Proxy) Cleanup() error {
 // close ends process and agent and removes what capture has left.
 func (p *Proxy) close() error {
 	var errs []error
-	if err := p.Kill(); !errors.Is(err, os.ErrProcessDone) {
-		errs = append(errs, err)
+	if p.last() != nil {
+		errs = append(errs, p.Kill())
 	}
 	errs = append(errs, p.Cleanup())
 	if p.Agent != nil {
@@ -207,16 +221,28 @@ const ReadyPage = "15021/healthz/ready"
 // AwaitReady waits until the proxy says that it is ready: its agent's snapshot
 // is taken and every pod is captured.
 func (p *Proxy) AwaitReady(ctx context.Context) error {
+	return p.await(ctx, ReadyPage, func(status int, _ string) bool { return status == http.StatusOK })
+}
+
+// AwaitPage waits until a page contains text.
+func (p *Proxy) AwaitPage(ctx context.Context, page, text string) error {
+	return p.await(ctx, page, func(_ int, body string) bool { return strings.Contains(body, text) })
+}
+
+func (p *Proxy) await(ctx context.Context, page string, good func(status int, body string) bool) error {
 	const poll = 20 * time.Millisecond
+	life := p.last()
 	for {
-		status, body, err := p.Get(ctx, ReadyPage)
-		if err == nil && status == http.StatusOK {
+		status, body, err := p.Get(ctx, page)
+		if err == nil && good(status, body) {
 			return nil
 		}
 		select {
 		case <-time.After(poll):
+		case <-life.done:
+			return fmt.Errorf("the proxy of %s has ended: %w", p.node.Name(), life.err)
 		case <-ctx.Done():
-			return fmt.Errorf("the proxy of %s is not ready: %d %q %v: %w", p.node.Name(), status, body, err, ctx.Err())
+			return fmt.Errorf("page %s of %s, at last %d %.500q %v: %w", page, p.node.Name(), status, body, err, context.Cause(ctx))
 		}
 	}
 }

@@ -10,12 +10,15 @@
 package rig
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -49,8 +52,9 @@ type Mesh struct {
 	resolv string
 	cas    string // directory of authorities
 
-	mu      sync.Mutex
-	proxies []*Proxy // guarded by mu
+	mu         sync.Mutex
+	proxies    []*Proxy // guarded by mu
+	generation int      // guarded by mu; of the state
 }
 
 // New prepares to run binary on the nodes of lab. The mesh is empty.
@@ -88,6 +92,30 @@ func makePinDir(path string) error {
 
 // SetState replaces the state file. Proxies look at it about once a second.
 func (m *Mesh) SetState(s State) error { return s.write(m.state) }
+
+// Apply replaces the state file and waits until every proxy that runs has read
+// it.
+func (m *Mesh) Apply(ctx context.Context, s State) error {
+	m.mu.Lock()
+	m.generation++
+	// Without rules it denies nothing, and its namespace has no pod.
+	seal := &Policy{Name: fmt.Sprintf("state-%d", m.generation), Namespace: "rig", Scope: "Namespace", Action: "Deny"}
+	proxies := slices.Clone(m.proxies)
+	m.mu.Unlock()
+	s.Policies = append(slices.Clone(s.Policies), seal)
+	if err := m.SetState(s); err != nil {
+		return err
+	}
+	for _, p := range proxies {
+		if !p.Running() {
+			continue
+		}
+		if err := p.AwaitPage(ctx, "15000/config_dump", strconv.Quote(seal.Name)); err != nil {
+			return fmt.Errorf("apply state: %w", err)
+		}
+	}
+	return nil
+}
 
 // SetNameservers says whom proxies ask for names outside the mesh. They read it
 // when they start.

@@ -14,9 +14,9 @@ import (
 // A State is the content of a local state file (contract 8.9), as far as tests
 // need it. Every node of a mesh is given the same.
 type State struct {
-	Workloads []*Workload `json:"workloads"`
-	Services  []*Service  `json:"services"`
-	Policies  []*Policy   `json:"policies"`
+	Workloads []*Workload `json:"workloads,omitempty"`
+	Services  []*Service  `json:"services,omitempty"`
+	Policies  []*Policy   `json:"policies,omitempty"`
 }
 
 // A Workload is one pod of a [State].
@@ -54,7 +54,7 @@ type Policy struct {
 	Namespace string      `json:"namespace"`
 	Scope     string      `json:"scope"`  // Global, Namespace or WorkloadSelector
 	Action    string      `json:"action"` // Allow or Deny
-	Rules     [][][]Match `json:"rules"`
+	Rules     [][][]Match `json:"rules,omitempty"`
 }
 
 // A Match is one match of a policy; every field that is there must hold.
