@@ -38,7 +38,7 @@ func TestManyStreamsCarryWhatTheyAreGiven(t *testing.T) {
 			defer s.Close()
 			wg.Go(func() {
 				for rest := data; len(rest) > 0; {
-					n := min(len(rest), 1+i*997)
+					n := min(len(rest), 700+i*997)
 					if _, err := s.Write(rest[:n]); err != nil {
 						t.Error(err)
 						return
