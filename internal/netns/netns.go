@@ -17,7 +17,8 @@ import (
 )
 
 // An NS is an open network namespace. Its methods may be called by several
-// goroutines, but not after Close.
+// goroutines, also while one closes it; after Close they fail with
+// os.ErrClosed, except Fd, Path and Dup, which must not be called then.
 type NS struct {
 	file *os.File
 	id   ID
@@ -118,11 +119,25 @@ func (n *NS) Cookie() (uint64, error) {
 // is not inside. fn's error is returned as it is.
 func (n *NS) Do(fn func() error) error {
 	return onThread(func() error {
-		if err := unix.Setns(n.Fd(), unix.CLONE_NEWNET); err != nil {
+		if err := n.enter(); err != nil {
 			return fmt.Errorf("enter namespace: %w", err)
 		}
 		return fn()
 	})
+}
+
+// enter moves the thread. The descriptor is held meanwhile, so that Close and
+// somebody's open cannot put another file in its place.
+func (n *NS) enter() error {
+	rc, err := n.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var entered error
+	if err := rc.Control(func(fd uintptr) { entered = unix.Setns(int(fd), unix.CLONE_NEWNET) }); err != nil {
+		return os.ErrClosed // package os does not translate it here
+	}
+	return entered
 }
 
 // onThread runs fn, which may change the thread's namespace, on a locked

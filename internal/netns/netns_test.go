@@ -39,3 +39,14 @@ func TestDoHandsBackTheError(t *testing.T) {
 		t.Errorf("Do = %v", err)
 	}
 }
+
+func TestDoAfterCloseFails(t *testing.T) {
+	ns, err := Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Close()
+	if err := ns.Do(func() error { return nil }); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Do = %v", err)
+	}
+}
