@@ -58,7 +58,7 @@ func peerOf(t *testing.T, saw serve.Answer) netip.Addr {
 }
 
 // echo sends b to an echo server and wants it back.
-func echo(t *testing.T, c net.Conn, b []byte) {
+func echo(t *testing.T, c io.ReadWriter, b []byte) {
 	t.Helper()
 	_, err := c.Write(b)
 	must(t, err)
@@ -205,6 +205,9 @@ func ended(c net.Conn) error {
 
 // wasReset says whether an error is what a reset makes of a connection.
 func wasReset(err error) bool { return errors.Is(err, syscall.ECONNRESET) }
+
+// isRefused says whether an error is what a closed port makes of an attempt.
+func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
 // refused says how an attempt to talk ended, or nil if b came back from an
 // echo server.

@@ -64,19 +64,18 @@ const patience = 20 * time.Second
 //	       stranger         a pod that nobody has enrolled
 //	outside                 a machine that knows nothing of meshes
 type world struct {
-	t            *testing.T
-	lab          *netlab.Lab
-	mesh         *rig.Mesh
-	n1, n2       *netlab.Node
-	a, b, c      *netlab.Pod
-	stranger     *netlab.Pod
-	outside      *netlab.Node
-	p1, p2       *rig.Proxy
-	state        rig.State
-	wa, wb, wc   *rig.Workload
-	service      *rig.Service
-	resolvers    [2]netip.Addr // that pods ask; nobody lives there
-	outsideNames map[string]netip.Addr
+	t          *testing.T
+	lab        *netlab.Lab
+	mesh       *rig.Mesh
+	n1, n2     *netlab.Node
+	a, b, c    *netlab.Pod
+	stranger   *netlab.Pod
+	outside    *netlab.Node
+	p1, p2     *rig.Proxy
+	state      rig.State
+	wa, wb, wc *rig.Workload
+	service    *rig.Service
+	resolvers  [2]netip.Addr // that pods ask; nobody lives there
 }
 
 // Ports of b's servers.
@@ -98,6 +97,13 @@ func serviceVIPs() [2]netip.Addr {
 func newWorld(t *testing.T, options ...rig.Options) *world {
 	t.Helper()
 	w := plan(t)
+	w.up(options...)
+	return w
+}
+
+// up starts both proxies and enrols their pods.
+func (w *world) up(options ...rig.Options) {
+	w.t.Helper()
 	var o rig.Options
 	if len(options) > 0 {
 		o = options[0]
@@ -106,7 +112,6 @@ func newWorld(t *testing.T, options ...rig.Options) *world {
 	w.enrol(w.p1, w.a, w.c)
 	w.enrol(w.p2, w.b)
 	w.ready(w.p1, w.p2)
-	return w
 }
 
 // plan is the world without a proxy.

@@ -99,7 +99,7 @@ func (m *Mesh) Apply(ctx context.Context, s State) error {
 	m.mu.Lock()
 	m.generation++
 	// Without rules it denies nothing, and its namespace has no pod.
-	seal := &Policy{Name: fmt.Sprintf("state-%d", m.generation), Namespace: "rig", Scope: "Namespace", Action: "Deny"}
+	seal := &Policy{Name: fmt.Sprintf("state-%d", m.generation), Namespace: "rig", Scope: "Namespace", Action: "Deny", Rules: [][][]Match{}}
 	proxies := slices.Clone(m.proxies)
 	m.mu.Unlock()
 	s.Policies = append(slices.Clone(s.Policies), seal)

@@ -54,7 +54,7 @@ type Policy struct {
 	Namespace string      `json:"namespace"`
 	Scope     string      `json:"scope"`  // Global, Namespace or WorkloadSelector
 	Action    string      `json:"action"` // Allow or Deny
-	Rules     [][][]Match `json:"rules,omitempty"`
+	Rules     [][][]Match `json:"rules"`
 }
 
 // A Match is one match of a policy; every field that is there must hold.
