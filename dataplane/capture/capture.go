@@ -118,7 +118,7 @@ const defaultMark = 0x539
 // A Config says how to capture. Its zero value is what a node of a cluster
 // wants, apart from SpoofSource and DNS.
 type Config struct {
-	Mode Mode
+	Mode Mode // who may capture
 	// PinDir is on a bpf file system; our pins go to PinDir/v<abi>. Empty:
 	// /sys/fs/bpf/ztunnel.
 	PinDir string
@@ -127,11 +127,13 @@ type Config struct {
 	CgroupRoot string
 	// HostNetns is a path to the namespace whose sockets count as the host's,
 	// for labs. Empty: the initial one.
-	HostNetns  string
+	HostNetns string
+	// ProbeScope says who reaches applications directly.
 	ProbeScope ProbeScope
 	// Mark goes on the proxy's sockets towards the network and, in tier C, on
 	// its listeners. 0: 0x539.
-	Mark      uint32
+	Mark uint32
+	// Keepalive is for all TCP sockets but accepted tunnels.
 	Keepalive sock.Keepalive
 	// IPv6 false: tier C listens on IPv4 only. Tier A captures both in any
 	// case: what is not captured would leave in plaintext.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 
 	"github.com/ztunnel-go/ztunnel/bpf/redirect"
 	"github.com/ztunnel-go/ztunnel/internal/netns"
@@ -144,11 +143,11 @@ func (p *Pod) sources() []netip.Addr {
 // watch follows changes of the pod's addresses until the pod is released.
 func (p *Pod) watch() error {
 	updates := make(chan netlink.AddrUpdate, 16)
-	handle := vnetns.NsHandle(p.ns.Fd())
-	err := netlink.AddrSubscribeWithOptions(updates, p.running.Done(), netlink.AddrSubscribeOptions{
-		Namespace: &handle,
-		// An overrun loses updates; the periodic check reads all of them.
-		ErrorCallback: func(error) {},
+	err := p.ns.Do(func() error { // the socket belongs to where it is made
+		return netlink.AddrSubscribeWithOptions(updates, p.running.Done(), netlink.AddrSubscribeOptions{
+			// An overrun loses updates; the periodic check reads all of them.
+			ErrorCallback: func(error) {},
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("watch addresses: %w", err)

@@ -29,35 +29,11 @@ type Speaker struct {
 
 // Speak returns a Speaker for from.
 func (f *Factory) Speak(from netip.AddrPort, mark uint32) (*Speaker, error) {
-	fam := family(from.Addr())
-	fd, err := f.createProto(fam, unix.SOCK_RAW, unix.IPPROTO_UDP, func(fd int) error {
+	fd, err := f.createProto(family(from.Addr()), unix.SOCK_RAW, unix.IPPROTO_UDP, func(fd int) error {
 		if err := setMark(fd, mark); err != nil {
 			return err
 		}
-		// First, so that nothing is queued that nobody reads.
-		drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-			&unix.SockFprog{Len: uint16(len(drop)), Filter: &drop[0]}); err != nil {
-			return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
-		}
-		if fam == unix.AF_INET6 { // for IPv4 a checksum of zero says that there is none
-			if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_CHECKSUM, checksumOffset); err != nil {
-				return os.NewSyscallError("setsockopt IPV6_CHECKSUM", err)
-			}
-		}
-		// Raw IPv6 sockets have no options of IPv4, so not setTransparent.
-		level, option := unix.SOL_IP, unix.IP_TRANSPARENT
-		if fam == unix.AF_INET6 {
-			level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-		}
-		if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
-			return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
-		}
-		sa, err := sockaddr(fam, netip.AddrPortFrom(from.Addr(), 0))
-		if err != nil {
-			return err
-		}
-		return os.NewSyscallError("bind", unix.Bind(fd, sa))
+		return prepareRaw(fd, from.Addr())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("speak as %v: %w", from, err)
@@ -74,6 +50,34 @@ func (f *Factory) Speak(from netip.AddrPort, mark uint32) (*Speaker, error) {
 		return nil, errors.New("descriptor is not a raw IP socket")
 	}
 	return &Speaker{conn: conn, from: from}, nil
+}
+
+// prepareRaw binds a raw UDP socket that receives nothing.
+func prepareRaw(fd int, from netip.Addr) error {
+	// First, so that nothing is queued that nobody reads.
+	drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(drop)), Filter: &drop[0]}); err != nil {
+		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
+	}
+	fam := family(from)
+	// Raw IPv6 sockets have no options of IPv4, so not setTransparent.
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if fam == unix.AF_INET6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+		// For IPv4 a checksum of zero says that there is none.
+		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_CHECKSUM, checksumOffset); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_CHECKSUM", err)
+		}
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+	}
+	sa, err := sockaddr(fam, netip.AddrPortFrom(from, 0))
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, sa))
 }
 
 // WriteToUDPAddrPort sends b as one datagram.
