@@ -78,6 +78,11 @@ func attachCgroup(pin, cgroup string, attach ebpf.AttachType, p *ebpf.Program) (
 	if err != nil {
 		return nil, fmt.Errorf("open pin %s: %w", pin, err)
 	}
+	if old != nil {
+		// Closing it is not enough: an older process may hold it as well. It
+		// fails on what its cgroup's end has detached.
+		old.Detach()
+	}
 	return pinned, nil
 }
 

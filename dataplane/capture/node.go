@@ -53,6 +53,11 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
 	if cfg.Mode > IstioCNI || cfg.ProbeScope > ProbeKubelet {
 		return nil, fmt.Errorf("capture: mode %d or probe scope %d does not exist", cfg.Mode, cfg.ProbeScope)
 	}
+	if cfg.Mode != IstioCNI && (cfg.Mark&redirect.MarkCaptureMask == redirect.MarkCapture ||
+		cfg.Mark&redirect.MarkDeliveryMask == redirect.MarkDelivery) {
+		return nil, fmt.Errorf("capture: PACKET_MARK %#x would route the proxy's own connections back to it: it may be neither %#x/%#x nor %#x/%#x",
+			cfg.Mark, redirect.MarkCapture, redirect.MarkCaptureMask, redirect.MarkDelivery, redirect.MarkDeliveryMask)
+	}
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
@@ -189,6 +194,9 @@ func (n *Node) decide(ctx context.Context, p *Pod) (Tier, error) {
 		if redirected {
 			return TierIstioCNI, nil
 		}
+	}
+	if n.bpf == nil && n.cfg.Mode == EBPF {
+		return 0, fmt.Errorf("eBPF capture is not possible: %w", n.reason)
 	}
 	if n.bpf == nil {
 		return 0, fmt.Errorf("istio-cni has put no rules in the pod's namespace, and eBPF capture is not possible: %w", n.reason)

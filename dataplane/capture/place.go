@@ -128,15 +128,20 @@ func insideCgroup(dir string) error {
 	if err != nil {
 		return err
 	}
-	mount := dir
-	for parent := filepath.Dir(mount); isCgroup2(parent); parent = filepath.Dir(mount) {
-		mount = parent
-	}
-	path := filepath.Join(mount, own)
+	path := filepath.Join(cgroupMount(dir), own)
 	if path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") {
 		return nil
 	}
 	return fmt.Errorf("the proxy (cgroup %s) is not inside CGROUP_ROOT %s: programs attached there would not see it, nor prove that they see pods", own, dir)
+}
+
+// cgroupMount is where the hierarchy of dir is mounted, which is what the paths
+// in /proc begin at.
+func cgroupMount(dir string) string {
+	for parent := filepath.Dir(dir); isCgroup2(parent); parent = filepath.Dir(dir) {
+		dir = parent
+	}
+	return dir
 }
 
 // processCgroup is the cgroup v2 path of a process as /proc has it.
@@ -153,7 +158,8 @@ func processCgroup(pid string) (string, error) {
 	return "", fmt.Errorf("process %s is in no cgroup v2", pid)
 }
 
-// kubeletCgroup is the directory of the process that probes pods.
+// kubeletCgroup is the directory of the process that probes pods, in the
+// hierarchy of root.
 func kubeletCgroup(root string) (string, error) {
 	names := map[string]bool{"kubelet": true, "k3s": true, "k3s-server": true, "k3s-agent": true, "kubelite": true}
 	comms, err := filepath.Glob("/proc/[0-9]*/comm")
@@ -173,7 +179,7 @@ func kubeletCgroup(root string) (string, error) {
 		if err != nil {
 			continue
 		}
-		dir := filepath.Join(root, path)
+		dir := filepath.Join(cgroupMount(root), path)
 		if path != "/" && isCgroup2(dir) {
 			return dir, nil
 		}

@@ -36,8 +36,13 @@ type rig struct {
 
 func newRig(t *testing.T, change ...func(*Config)) *rig {
 	t.Helper()
+	return newRigOn(t, netlab.Config{}, change...)
+}
+
+func newRigOn(t *testing.T, on netlab.Config, change ...func(*Config)) *rig {
+	t.Helper()
 	leak.Check(t)
-	lab := netlab.NewTest(t)
+	lab := netlab.NewTestWith(t, on)
 	host, err := lab.Node("node")
 	must(t, err)
 	r := &rig{t: t, lab: lab, host: host, cfg: Config{
