@@ -14,6 +14,10 @@ const (
 	costReset    = 5 // a stream opened for nothing: 200 at once, 20 a second
 )
 
+// rapid is how soon a reset must follow its request to cost: clients that lose
+// patience with a slow server wait longer, and may do so in numbers.
+const rapid = 250 * time.Millisecond
+
 const (
 	budgetBurst  = 1000 // units saved up at most
 	budgetRefill = 100  // units a second

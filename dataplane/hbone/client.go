@@ -67,8 +67,8 @@ func handshake(ctx context.Context, tc *tls.Conn, timeout time.Duration) (*tls.C
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := tc.HandshakeContext(ctx); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = errors.Join(cause, err)
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
 		}
 		_ = tc.Close() // the handshake's error is the one to tell
 		return nil, &TLSError{err}
@@ -207,9 +207,6 @@ func (c *conn) readHeaders(fh http2.FrameHeader) error {
 	b, err := c.readBlock(fh)
 	if err != nil {
 		return err
-	}
-	if fh.Length > keepFrame {
-		c.resetFramer()
 	}
 	end := fh.Flags.Has(http2.FlagHeadersEndStream)
 	c.mu.Lock()

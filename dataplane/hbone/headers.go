@@ -255,7 +255,8 @@ func (c *conn) readBlock(fh http2.FrameHeader) (*block, error) {
 	b := &block{left: limit}
 	c.dec.SetEmitFunc(b.add)
 	defer c.dec.SetEmitFunc(func(hpack.HeaderField) {})
-	for total, frames := 0, 0; ; frames++ {
+	total := 0
+	for frames := 0; ; frames++ {
 		total += int(fh.Length)
 		if total > blockSlack*limit || frames > maxContinuations {
 			return nil, complaint(EnhanceYourCalm, "header block of %d bytes in %d frames", total, frames+1)
@@ -277,6 +278,9 @@ func (c *conn) readBlock(fh http2.FrameHeader) (*block, error) {
 	}
 	if err := c.dec.Close(); err != nil {
 		return nil, complaint(Compression, "header block: %v", err)
+	}
+	if total > keepFrame {
+		c.resetFramer()
 	}
 	return b, nil
 }

@@ -182,6 +182,8 @@ func costOf(f http2.Frame) int {
 		if f.Increment >= minUpdate {
 			return 0 // bounded by what we sent, or it overflows the window
 		}
+	case *http2.RSTStreamFrame:
+		return 0 // resetLocked knows better
 	}
 	return costNoise
 }
@@ -190,9 +192,12 @@ func costOf(f http2.Frame) int {
 func (c *conn) resetLocked(f *http2.RSTStreamFrame) ([]func(), error) {
 	s := c.streams[f.StreamID]
 	if s == nil {
+		if err := c.spendLocked(costNoise); err != nil {
+			return nil, err
+		}
 		return nil, c.idleLocked(f.Header())
 	}
-	if !c.client && !s.responded {
+	if !c.client && !s.responded && time.Since(s.opened) < rapid {
 		if err := c.spendLocked(costReset); err != nil {
 			return nil, err
 		}

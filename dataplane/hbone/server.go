@@ -121,8 +121,9 @@ type Connect struct {
 	headers *block
 }
 
-// Context ends when the stream does while it is unanswered, or with the
-// tunnel, so that a dial for a peer that is gone can be given up.
+// Context ends when the stream or its tunnel does while the request is
+// unanswered, so that a dial for a peer that is gone can be given up. At the
+// latest it ends with the handler.
 func (r *Connect) Context() context.Context { return r.ctx }
 
 // Header returns the values of a header by its lower-case name, in order.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // errWriteAfterEnd is a Write after CloseWrite: a mistake of the caller.
@@ -47,6 +48,7 @@ type Stream struct {
 
 	onBroken func(error)
 
+	opened    time.Time
 	responded bool   // client: a 200 came; server: the handler answered
 	interim   int    // client: 1xx answers that came
 	answer    answer // client
@@ -62,7 +64,7 @@ type answer struct {
 
 func (c *conn) newStreamLocked(id uint32) *Stream {
 	s := &Stream{
-		c: c, id: id,
+		c: c, id: id, opened: time.Now(),
 		readable: sync.NewCond(&c.mu), writable: sync.NewCond(&c.mu),
 		recvWindow: int64(c.set.StreamWindow), sendWindow: c.peerWindow,
 	}
@@ -238,8 +240,8 @@ func (s *Stream) release(err *ResetError) {
 // OnBroken has f called, once and with the reason, when the peer resets the
 // stream (other than with NO_ERROR) or the tunnel is lost while a direction is
 // open; at once if that has happened. It tells the relay what no Read may be
-// there to notice. f runs in the tunnel's reading goroutine and must not wait.
-// Close and Reset call it off.
+// there to notice. f runs in a goroutine of the tunnel's and must not wait.
+// Close and Reset call it off, as does an end of both directions.
 func (s *Stream) OnBroken(f func(error)) {
 	s.c.mu.Lock()
 	var broken *ResetError

@@ -418,3 +418,39 @@ func TestThePeersGoAway(t *testing.T) {
 	p.ok(p.fr.WriteData(1, true, nil))
 	p.wantEnd() // it was the last
 }
+
+func TestFramesMayBeAsLargeAsWeSay(t *testing.T) {
+	p, _, _ := rawServer(t, Settings{}, func(c *Connect) {
+		s, err := c.Accept(nil)
+		if err != nil {
+			return
+		}
+		n, err := s.WriteTo(io.Discard)
+		if err != nil || n != 1<<20 {
+			t.Errorf("read %d, %v", n, err)
+		}
+		s.CloseWrite()
+	})
+	p.connect(1)
+	want[*http2.MetaHeadersFrame](p)
+	p.ok(p.fr.WriteData(1, true, make([]byte, 1<<20)))
+	if f := want[*http2.DataFrame](p); !f.StreamEnded() {
+		t.Errorf("got %v", f)
+	}
+}
+
+func TestAComplaintOfThePeerIsTold(t *testing.T) {
+	p, tunnel := rawClient(t, Settings{})
+	p.settings()
+	done := goOpen(t, tunnel, Request{Authority: "a:1"})
+	want[*http2.MetaHeadersFrame](p)
+	p.headers(1, false, ":status", "200")
+	s := (<-done).s
+	p.ok(p.fr.WriteGoAway(1, http2.ErrCodeInternal, []byte("disk full")))
+	p.nc.Close()
+	_, err := s.Read(make([]byte, 1))
+	var reset *ResetError
+	if !errors.As(err, &reset) || reset.Quiet() || err.Error() != "tunnel lost: GOAWAY received: INTERNAL_ERROR (disk full)" {
+		t.Errorf("got %v", err)
+	}
+}

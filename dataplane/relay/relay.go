@@ -102,7 +102,14 @@ func isReset(err error) bool {
 // ended first, and otherwise an [*Error]; if both directions failed, that of
 // sending. Use [Quiet] to tell resets from complaints.
 func Copy(ctx context.Context, client, upstream Conn, counts Counts) error {
-	s := &session{client: client, upstream: upstream}
+	return copyFor(ctx, client, upstream, counts, patience{linger: linger, stall: stallCheck})
+}
+
+// patience is how long a reset waits; tests have less of it.
+type patience struct{ linger, stall time.Duration }
+
+func copyFor(ctx context.Context, client, upstream Conn, counts Counts, wait patience) error {
+	s := &session{client: client, upstream: upstream, wait: wait}
 	send := &direction{s: s, src: client, dst: upstream, count: counts.Sent, sending: true}
 	receive := &direction{s: s, src: upstream, dst: client, count: counts.Received}
 	send.back, receive.back = receive, send

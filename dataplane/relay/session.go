@@ -14,6 +14,7 @@ import (
 // A session is what the two directions share.
 type session struct {
 	client, upstream Conn
+	wait             patience
 
 	mu    sync.Mutex
 	cause error       // guarded by mu: the first thing that went wrong
@@ -36,7 +37,7 @@ func (s *session) breaks(d *direction, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.timer == nil && !s.done {
-		s.timer = time.AfterFunc(linger, s.abort)
+		s.timer = time.AfterFunc(s.wait.linger, s.abort)
 	}
 }
 

@@ -82,10 +82,15 @@ func (t *tcp) pump(to *sink) error {
 		return err
 	}
 	from := &source{raw: raw, pool: &small}
+	slow := newStall(raw, to.d)
+	defer slow.timer.Stop()
 	out, _ := to.d.dst.(*tcp)
 	for {
 		if out != nil && from.filled && from.pool == &large {
-			if err := t.splice(out, raw, to); err != nil {
+			slow.begin()
+			err := t.splice(out, raw, to)
+			slow.end()
+			if err != nil {
 				return err
 			}
 		}
@@ -96,7 +101,9 @@ func (t *tcp) pump(to *sink) error {
 		if p == nil {
 			return nil
 		}
+		slow.begin()
 		_, err = to.Write((*p)[:from.n])
+		slow.end()
 		from.done(p)
 		if err != nil {
 			return err
@@ -191,8 +198,7 @@ func (s *source) drop() {
 	s.buf = nil
 }
 
-// awaitReset waits, after the peer's FIN, for its RST: the socket then is in
-// error or shut in both directions, although we have not shut ours.
+// awaitReset waits, after the peer's FIN, for its RST.
 func (t *tcp) awaitReset(over func() bool) error {
 	t.mu.Lock()
 	t.awaiting = true
@@ -210,16 +216,72 @@ func (t *tcp) awaitReset(over func() bool) error {
 		return reset
 	})
 	if reset {
-		return os.NewSyscallError("read", unix.ECONNRESET)
+		return errReset()
 	}
 	return nil
 }
 
-// hasReset asks without taking the error away from whoever writes.
+// hasReset asks without taking the error away from whoever writes. It does not
+// go by POLLHUP, which a socket also shows once both sides have sent FIN.
 func hasReset(fd int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd)}}
 	n, err := unix.Poll(fds, 0)
-	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+	return err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
+}
+
+func errReset() error { return os.NewSyscallError("read", unix.ECONNRESET) }
+
+// stallCheck is how often a connection that nobody reads, because its receiver
+// takes no more, is looked at for a reset.
+const stallCheck = time.Second
+
+// A stall looks after the sender while a direction is stuck in a write.
+type stall struct {
+	raw   syscall.RawConn
+	d     *direction
+	timer *time.Timer
+
+	mu    sync.Mutex
+	stuck bool // guarded by mu: between begin and end
+}
+
+func newStall(raw syscall.RawConn, d *direction) *stall {
+	s := &stall{raw: raw, d: d}
+	s.timer = time.AfterFunc(d.s.wait.stall, s.check)
+	s.timer.Stop()
+	return s
+}
+
+func (s *stall) begin() {
+	s.mu.Lock()
+	s.stuck = true
+	s.mu.Unlock()
+	s.timer.Reset(s.d.s.wait.stall)
+}
+
+func (s *stall) end() {
+	s.timer.Stop()
+	s.mu.Lock()
+	s.stuck = false
+	s.mu.Unlock()
+}
+
+// check runs in the timer's goroutine and does not wait.
+func (s *stall) check() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stuck {
+		return
+	}
+	reset := false
+	if s.raw.Control(func(fd uintptr) { reset = hasReset(int(fd)) }) != nil {
+		return // closed, which ends the write too
+	}
+	if reset {
+		s.d.s.breaks(s.d, errReset())
+		return
+	}
+	s.timer.Reset(s.d.s.wait.stall)
 }
 
 // wake ends awaitReset. While it is not under way it changes nothing: a read
