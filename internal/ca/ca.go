@@ -3,12 +3,19 @@
 // Package ca holds the authorities that certify workloads: each is a
 // certs.Issuer.
 //
+// [Istiod] asks Istio's certificate service over gRPC (contract 7.1). It says
+// what is asked and judges what comes back; how the server is reached, whom
+// to trust there and how we authenticate is internal/control's, and when to
+// ask again is internal/certs'. internal/ca/capb has the messages, and catest
+// a server for tests.
+//
 // [Embedded] keeps a root and its key in two files and signs in this process,
 // for running without Istio's control plane. Whoever can read the key can be
 // any workload of the mesh, so it is for one machine, for labs and for tests;
-// the caller decides whether it may be used and says so loudly. The package
-// logs nothing, reads no environment and knows no token. It imports
-// internal/certs and internal/identity.
+// the caller decides whether it may be used and says so loudly. It logs
+// nothing.
+//
+// The package reads no environment.
 //
 // # The files
 //

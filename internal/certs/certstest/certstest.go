@@ -10,12 +10,15 @@ package certstest
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
+	"net"
 	"net/url"
 	"slices"
 	"sync"
@@ -58,7 +61,7 @@ func Issuer(tb testing.TB, ttl time.Duration) *Authority {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	return &Authority{tb: tb, root: sign(tb, root, root, key, key), key: key, ttl: ttl}
+	return &Authority{tb: tb, root: sign(tb, root, root, key.Public(), key), key: key, ttl: ttl}
 }
 
 // ID parses a SPIFFE URI, or ends the test.
@@ -105,25 +108,64 @@ func (a *Authority) AlsoTrust(roots ...*x509.Certificate) {
 	a.also = append(a.also, roots...)
 }
 
+// Roots are what bundles trust: the authority's own certificate, then those
+// of [Authority.AlsoTrust].
+func (a *Authority) Roots() []*x509.Certificate {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]*x509.Certificate{a.root}, a.also...)
+}
+
 // Issue implements [certs.Issuer].
 func (a *Authority) Issue(ctx context.Context, id identity.ID) (*certs.Bundle, error) {
+	key := newKey(a.tb)
+	cert, err := a.Certify(ctx, id, key.Public(), a.ttl)
+	if err != nil {
+		return nil, err
+	}
+	return certs.NewBundle(key, []*x509.Certificate{cert}, a.Roots())
+}
+
+// Certify is Issue for a key that somebody else keeps. The certificate lives
+// for ttl.
+func (a *Authority) Certify(ctx context.Context, id identity.ID, pub crypto.PublicKey, ttl time.Duration) (*x509.Certificate, error) {
 	a.mu.Lock()
 	a.calls = append(a.calls, id)
 	before, change := a.before, a.change
-	roots := append([]*x509.Certificate{a.root}, a.also...)
 	a.mu.Unlock()
 	if before != nil {
 		if err := before(ctx, id); err != nil {
 			return nil, err
 		}
 	}
-	key := newKey(a.tb)
-	tmpl := leaf(a.tb, id, a.ttl)
+	tmpl := leaf(a.tb, id, ttl)
 	if change != nil {
 		change(tmpl)
 	}
-	cert := sign(a.tb, tmpl, a.root, key, a.key)
-	return certs.NewBundle(key, []*x509.Certificate{cert}, roots)
+	return sign(a.tb, tmpl, a.root, pub, a.key), nil
+}
+
+// Server returns the certificate of a server of the control plane that goes
+// by names, each a DNS name or an IP address.
+func (a *Authority) Server(names ...string) tls.Certificate {
+	a.tb.Helper()
+	key := newKey(a.tb)
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(a.tb),
+		NotBefore:    time.Now().Add(-time.Minute),
+		NotAfter:     time.Now().Add(a.ttl),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, name)
+		}
+	}
+	cert := sign(a.tb, tmpl, a.root, key.Public(), a.key)
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 }
 
 // Bundle is Issue for a test that only wants a certificate.
@@ -149,8 +191,8 @@ func (a *Authority) Intermediate(uri string) *certs.Bundle {
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
-	}, a.root, mid, a.key)
-	cert := sign(a.tb, leaf(a.tb, ID(a.tb, uri), a.ttl), ca, key, mid)
+	}, a.root, mid.Public(), a.key)
+	cert := sign(a.tb, leaf(a.tb, ID(a.tb, uri), a.ttl), ca, key.Public(), mid)
 	b, err := certs.NewBundle(key, []*x509.Certificate{cert, ca}, []*x509.Certificate{a.root})
 	if err != nil {
 		a.tb.Fatal(err)
@@ -196,9 +238,9 @@ func serial(tb testing.TB) *big.Int {
 // sign may run on a goroutine that is not the test's, so it does not end the
 // test: the certificate it cannot make is a nil one, and NewBundle's panic or
 // error follows.
-func sign(tb testing.TB, tmpl, parent *x509.Certificate, key, by *ecdsa.PrivateKey) *x509.Certificate {
+func sign(tb testing.TB, tmpl, parent *x509.Certificate, pub crypto.PublicKey, by *ecdsa.PrivateKey) *x509.Certificate {
 	tb.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, by)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, by)
 	if err != nil {
 		tb.Errorf("certstest: sign: %v", err)
 		return nil
