@@ -133,10 +133,7 @@ func (t *Tunnel) startLocked(r Request) (*Stream, error) {
 	c := t.c
 	c.reserved--
 	if c.ended || c.nextID > c.refuse || c.nextID > maxStreamID {
-		err := c.err
-		if err == nil {
-			err = ErrUnavailable
-		}
+		err := or(c.cause, ErrUnavailable)
 		return nil, &HandshakeError{&ResetError{Code: RefusedStream, Cause: err, unprocessed: true}}
 	}
 	s := c.newStreamLocked(c.nextID)

@@ -47,19 +47,20 @@ type conn struct {
 	set    Settings
 
 	accept func(*Stream, *block) // server: a request arrived; called by the reader
-	onEnd  func(error)           // told once, without mu; may be nil
+	onEnd  func(error)           // told the cause once, at the end of run; may be nil
 
 	fr  *http2.Framer  // the reader's
 	dec *hpack.Decoder // the reader's
 
 	writer sync.WaitGroup // ends when the tunnel has ended and nothing is queued
+	timers sync.WaitGroup // callbacks of timers that ended the tunnel
 
 	mu   sync.Mutex
 	work *sync.Cond // the writer waits here; its lock is mu
 
 	// All below is guarded by mu.
 
-	err     error // why the tunnel ended; nil while it lives
+	cause   error // why the tunnel ended; nil while it lives, or if it just did
 	ended   bool
 	leaving bool // ends with its last stream, and takes no new ones
 
@@ -137,16 +138,28 @@ func (c *conn) run() error {
 	c.writer.Go(c.writeLoop)
 	c.end(c.readLoop())
 	c.writer.Wait()
+	c.timers.Wait()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
+	cause := c.cause
+	c.mu.Unlock()
+	if c.onEnd != nil {
+		c.onEnd(cause)
+	}
+	if benign(cause) {
+		return nil
+	}
+	return cause
 }
 
 func (c *conn) settingsLate() {
 	c.mu.Lock()
-	late := !c.peerSettings
+	late := !c.peerSettings && !c.ended
+	if late {
+		c.timers.Add(1) // run waits only once the tunnel has ended
+	}
 	c.mu.Unlock()
 	if late {
+		defer c.timers.Done()
 		c.end(complaint(SettingsTimeout, "no SETTINGS from the peer in %v", c.set.HandshakeTimeout))
 	}
 }
@@ -172,9 +185,7 @@ func (c *conn) endLocked(err error) (told []func()) {
 	if c.goAway != nil && (err == nil || benign(err) || dropped(err)) {
 		err = c.goAway
 	}
-	if !benign(err) {
-		c.err = err
-	}
+	c.cause = err
 	lost := &ResetError{Code: InternalError, Cause: or(err, ErrClosed)}
 	for id, s := range c.streams {
 		told = append(told, s.brokenLocked(lost)...)
@@ -191,9 +202,6 @@ func (c *conn) endLocked(err error) (told []func()) {
 	// what is queued may find it so.
 	_ = c.nc.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
 	c.work.Signal()
-	if f := c.onEnd; f != nil {
-		told = append(told, func() { f(err) })
-	}
 	return told
 }
 

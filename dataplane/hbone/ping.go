@@ -35,7 +35,9 @@ func (c *conn) pingDue() {
 		return
 	}
 	if c.ping.waiting {
+		c.timers.Add(1) // run waits only once the tunnel has ended
 		c.mu.Unlock()
+		defer c.timers.Done()
 		c.end(ErrPingTimeout)
 		return
 	}

@@ -53,6 +53,8 @@ type path struct {
 func newPath(t *testing.T) *path {
 	t.Helper()
 	leak.Check(t)
+	// The runtime keeps the pipe of a splice until a collection or two.
+	t.Cleanup(func() { runtime.GC(); runtime.GC() })
 	client, a := pair(t)
 	b, server := pair(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -285,8 +287,6 @@ func TestTheContextEndsAStalledRelay(t *testing.T) {
 
 func TestBulkIsWholeAndCountedLive(t *testing.T) {
 	p := newPath(t)
-	// The runtime keeps the pipe of a splice until a collection or two.
-	t.Cleanup(func() { runtime.GC(); runtime.GC() })
 	const size = 64 << 20
 	data := make([]byte, size)
 	rng := rand.New(rand.NewPCG(1, 2))
