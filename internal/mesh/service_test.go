@@ -123,9 +123,7 @@ func TestAReplacedServiceLeavesNothingBehind(t *testing.T) {
 		}
 	}
 	apply(s, func(u *Update) { u.RemoveService(host("h")) })
-	if len(s.byVIP) != 0 || len(s.ranges) != 0 || len(s.byHost) != 0 || len(s.services) != 0 {
-		t.Errorf("left: %v %v %v %v", s.byVIP, s.ranges, s.byHost, s.services)
-	}
+	empty(t, s)
 }
 
 // A member that joins a service with ranges is there at once (the reference

@@ -2,145 +2,154 @@
 
 package mesh
 
-import "sync"
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+)
 
 // A Store holds the current picture. Any number of goroutines may read it
 // through a [View] while one writer changes it.
 //
-// Each change is atomic for readers. Waiters learn of changes by the channels
-// that [Store.Changed] and [Store.PoliciesChanged] return; mesh knows no
+// A writer prepares the next state beside the current one, which it shares all
+// with that does not change, and then exchanges one pointer. So readers take
+// no lock, wait for nobody, and see each change whole or not at all.
+//
+// Waiters learn of changes by the channels that [Store.Changed],
+// [Store.PoliciesChanged] and [Store.WorkloadChanged] return; mesh knows no
 // clocks or contexts, so how long to wait is the waiter's business.
 type Store struct {
-	mu sync.RWMutex // guards everything below; never held while calling out, but for View.Endpoints
+	now atomic.Pointer[state] // never nil
 
-	workloads      map[string]*Workload
-	byAddr         map[NetworkAddr][]*Workload // in order of insertion
-	byName         map[podName][]*Workload
-	byWorkloadHost map[NamespacedHostname][]*Workload
-
-	services map[NamespacedHostname]*serviceEntry
-	byVIP    map[NetworkAddr][]*Service // in order of insertion
-	byHost   map[string][]*Service      // in order of insertion
-	ranges   []rangeEntry               // in order of insertion
-	staged   map[NamespacedHostname]map[string]Endpoint
-
-	policies map[string]*Policy
-	scoped   map[scopeKey][]NamedPolicy // sorted by key; global and namespace scopes only
-
-	changed         chan struct{}
-	policiesChanged chan struct{}
-}
-
-type podName struct{ namespace, name string }
-
-type rangeEntry struct {
-	prefix  NetworkPrefix
-	service *Service
-}
-
-type scopeKey struct {
-	scope     PolicyScope
-	namespace string // empty for global
-}
-
-// A serviceEntry keeps endpoints side by side for the readers, who walk them
-// for each connection, and their places by UID for the writer: joining and
-// leaving cost the same in a service of ten endpoints and of a hundred
-// thousand.
-type serviceEntry struct {
-	service   *Service
-	endpoints []Endpoint
-	places    map[string]int // WorkloadUID to its index in endpoints
-}
-
-func (e *serviceEntry) put(ep Endpoint) {
-	if i, found := e.places[ep.WorkloadUID]; found {
-		e.endpoints[i] = ep
-		return
+	writer struct {
+		sync.Mutex      // held by Apply
+		last       edit // the number of the latest Apply
 	}
-	if e.places == nil {
-		e.places = map[string]int{}
+
+	waiters struct {
+		sync.Mutex // taken after writer
+		byPod      map[podName]*waiter
 	}
-	e.places[ep.WorkloadUID] = len(e.endpoints)
-	e.endpoints = append(e.endpoints, ep)
 }
 
-// remove puts the last endpoint into the place of the one that leaves.
-func (e *serviceEntry) remove(uid string) {
-	i, found := e.places[uid]
-	if !found {
-		return
-	}
-	last := len(e.endpoints) - 1
-	if i != last {
-		e.endpoints[i] = e.endpoints[last]
-		e.places[e.endpoints[i].WorkloadUID] = i
-	}
-	e.endpoints[last] = Endpoint{} // let go of the ports
-	e.endpoints = e.endpoints[:last]
-	delete(e.places, uid)
-}
-
-// accepts applies the service's health policy to an endpoint.
-func (e *serviceEntry) accepts(ep Endpoint) bool {
-	return ep.Status == Healthy || e.service.TakesUnhealthy()
+// A waiter is who waits for the workload of one pod.
+type waiter struct {
+	changed chan struct{}
+	count   int // of those that have not said that they forget it
 }
 
 // NewStore returns an empty store.
 func NewStore() *Store {
-	return &Store{
-		workloads:       map[string]*Workload{},
-		byAddr:          map[NetworkAddr][]*Workload{},
-		byName:          map[podName][]*Workload{},
-		byWorkloadHost:  map[NamespacedHostname][]*Workload{},
-		services:        map[NamespacedHostname]*serviceEntry{},
-		byVIP:           map[NetworkAddr][]*Service{},
-		byHost:          map[string][]*Service{},
-		staged:          map[NamespacedHostname]map[string]Endpoint{},
-		policies:        map[string]*Policy{},
-		scoped:          map[scopeKey][]NamedPolicy{},
+	s := &Store{}
+	s.waiters.byPod = map[podName]*waiter{}
+	s.now.Store(&state{
+		seed:            maphash.MakeSeed(),
 		changed:         make(chan struct{}),
 		policiesChanged: make(chan struct{}),
-	}
+	})
+	return s
 }
 
 // View returns a reader of the store.
-func (s *Store) View() View { return View{s} }
+func (s *Store) View() View { return View{store: s} }
 
 // Changed returns a channel that is closed at the next change of any kind.
 // Take it before looking, so that no change between is missed.
-func (s *Store) Changed() <-chan struct{} {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.changed
-}
+func (s *Store) Changed() <-chan struct{} { return s.now.Load().changed }
 
 // PoliciesChanged is [Store.Changed] for policies alone.
-func (s *Store) PoliciesChanged() <-chan struct{} {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.policiesChanged
+func (s *Store) PoliciesChanged() <-chan struct{} { return s.now.Load().policiesChanged }
+
+// WorkloadChanged returns a channel that is closed when a workload with this
+// namespace and name comes, changes or goes, and a function that says that
+// nobody waits there any more, which must be called once. Of a push that
+// concerns others the waiter hears nothing. Take the channel before looking.
+func (s *Store) WorkloadChanged(namespace, name string) (changed <-chan struct{}, forget func()) {
+	s.waiters.Lock()
+	defer s.waiters.Unlock()
+	pod := podName{namespace, name}
+	w := s.waiters.byPod[pod]
+	if w == nil {
+		w = &waiter{changed: make(chan struct{})}
+		s.waiters.byPod[pod] = w
+	}
+	w.count++
+	return w.changed, func() {
+		s.waiters.Lock()
+		defer s.waiters.Unlock()
+		if w.count--; w.count == 0 && s.waiters.byPod[pod] == w {
+			delete(s.waiters.byPod, pod)
+		}
+	}
 }
 
-// Apply runs change with the store locked, as one step for readers, and
-// signals afterwards.
+// wake tells those who wait for a pod that differs between two states. There
+// are as many as pods of this node without a workload: few.
+func (s *Store) wake(before, after *state) {
+	s.waiters.Lock()
+	defer s.waiters.Unlock()
+	for pod, w := range s.waiters.byPod {
+		if !samePods(before, after, pod) {
+			close(w.changed)
+			delete(s.waiters.byPod, pod)
+		}
+	}
+}
+
+func samePods(before, after *state, pod podName) bool {
+	h := after.hashPair(pod.namespace, pod.name)
+	was, is := before.byName.near(h), after.byName.near(h)
+	if len(was) == len(is) && (len(is) == 0 || &was[0] == &is[0]) {
+		return true // the same leaf
+	}
+	matches := func(list []item[*Workload]) (found []*Workload) {
+		for _, it := range list {
+			if it.hash == h && it.value.Namespace == pod.namespace && it.value.Name == pod.name {
+				found = append(found, it.value)
+			}
+		}
+		return found
+	}
+	a, b := matches(was), matches(is)
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Apply runs change as one step for readers, and signals afterwards. Writers
+// take turns. A change that panics has not happened.
 func (s *Store) Apply(change func(*Update)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u := &Update{s: s}
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	before := s.now.Load()
+	next := *before
+	s.writer.last++
+	u := &Update{s: &next, edit: s.writer.last}
 	change(u)
-	if u.touched {
-		close(s.changed)
-		s.changed = make(chan struct{})
+	if !u.touched {
+		return
 	}
+	next.changed = make(chan struct{})
 	if u.touchedPolicies {
-		close(s.policiesChanged)
-		s.policiesChanged = make(chan struct{})
+		next.policiesChanged = make(chan struct{})
 	}
+	s.now.Store(&next)
+	close(before.changed)
+	if u.touchedPolicies {
+		close(before.policiesChanged)
+	}
+	s.wake(before, &next)
 }
 
-// An Update changes a locked store; it is valid only inside [Store.Apply].
+// An Update changes the next state; it is valid only inside [Store.Apply].
 type Update struct {
-	s                        *Store
+	s                        *state
+	edit                     edit
 	touched, touchedPolicies bool
 }

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -14,21 +15,19 @@ func (u *Update) PutWorkload(w *Workload) {
 	u.touched = true
 	u.removeWorkload(w.UID)
 	s := u.s
-	s.workloads[w.UID] = w
+	s.workloads.add(u.edit, s.hash(w.UID), w)
 	if w.NetworkMode != HostNetwork {
 		for _, ip := range w.IPs {
-			a := NetworkAddr{w.Network, ip}
-			s.byAddr[a] = append(s.byAddr[a], w)
+			s.byAddr.add(u.edit, s.hashAddr(NetworkAddr{w.Network, ip}), w)
 		}
 	}
-	name := podName{w.Namespace, w.Name}
-	s.byName[name] = append(s.byName[name], w)
+	s.byName.add(u.edit, s.hashPair(w.Namespace, w.Name), w)
 	if w.Hostname != "" {
-		host := NamespacedHostname{w.Namespace, w.Hostname}
-		s.byWorkloadHost[host] = append(s.byWorkloadHost[host], w)
+		s.byWorkloadHost.add(u.edit, s.hashKey(NamespacedHostname{w.Namespace, w.Hostname}), w)
 	}
+	u.attach(w.UID, w)
 	for key, ports := range w.Services {
-		u.PutEndpoint(key, Endpoint{WorkloadUID: w.UID, Ports: ports, Status: w.Status})
+		u.putMember(key, member{workload: w, ports: ports})
 	}
 }
 
@@ -38,47 +37,99 @@ func (u *Update) RemoveWorkload(uid string) bool {
 	if !u.removeWorkload(uid) {
 		return false
 	}
+	u.attach(uid, nil)
 	u.touched = true
 	return true
 }
 
+// removeWorkload leaves endpoints of w in place that were listed apart from it.
 func (u *Update) removeWorkload(uid string) bool {
 	s := u.s
-	w := s.workloads[uid]
+	w := s.workload(uid)
 	if w == nil {
 		return false
 	}
-	delete(s.workloads, uid)
+	is := func(other *Workload) bool { return other == w }
+	s.workloads.remove(u.edit, s.hash(uid), is)
 	for _, ip := range w.IPs {
-		dropFrom(s.byAddr, NetworkAddr{w.Network, ip}, w)
+		s.byAddr.remove(u.edit, s.hashAddr(NetworkAddr{w.Network, ip}), is)
 	}
-	dropFrom(s.byName, podName{w.Namespace, w.Name}, w)
+	s.byName.remove(u.edit, s.hashPair(w.Namespace, w.Name), is)
 	if w.Hostname != "" {
-		dropFrom(s.byWorkloadHost, NamespacedHostname{w.Namespace, w.Hostname}, w)
+		s.byWorkloadHost.remove(u.edit, s.hashKey(NamespacedHostname{w.Namespace, w.Hostname}), is)
 	}
 	for key := range w.Services {
-		u.removeEndpoint(key, uid)
+		u.removeMember(key, uid)
 	}
 	return true
+}
+
+// attach tells the endpoints that were listed for a workload who it is now.
+func (u *Update) attach(uid string, w *Workload) {
+	s := u.s
+	if s.listed.size == 0 {
+		return
+	}
+	h := s.hash(uid)
+	for _, it := range s.listed.near(h) {
+		if it.hash != h || it.value.uid != uid {
+			continue
+		}
+		e := u.ownEntry(it.value.key)
+		if m, found := e.member(h, uid); found {
+			m.workload = w
+			e.members.change(u.edit, h, isMember(uid), m)
+		}
+	}
+}
+
+func isMember(uid string) func(member) bool {
+	return func(m member) bool { return m.uid() == uid }
 }
 
 // PutEndpoint adds or replaces one endpoint of a service, or stages it. An
 // unhealthy endpoint of a service that wants healthy ones is removed instead.
 func (u *Update) PutEndpoint(key NamespacedHostname, ep Endpoint) {
 	u.touched = true
-	s := u.s
-	e := s.services[key]
-	if e == nil {
-		if s.staged[key] == nil {
-			s.staged[key] = map[string]Endpoint{}
+	w := u.s.workload(ep.WorkloadUID)
+	if w != nil && w.Status == ep.Status {
+		if ports, own := w.Services[key]; own && maps.Equal(ports, ep.Ports) {
+			u.putMember(key, member{workload: w, ports: ports})
+			return
 		}
-		s.staged[key][ep.WorkloadUID] = ep
+	}
+	u.putMember(key, member{workload: w, listed: &ep})
+}
+
+// putMember puts a member into the place of the one with its UID, or behind
+// all.
+func (u *Update) putMember(key NamespacedHostname, m member) {
+	e := u.ownEntry(key)
+	uid := m.uid()
+	h := u.s.hash(uid)
+	if e.service != nil && !e.accepts(m) {
+		u.dropMember(e, uid)
 		return
 	}
-	if e.accepts(ep) {
-		e.put(ep)
-	} else {
-		e.remove(ep.WorkloadUID)
+	old, found := e.member(h, uid)
+	switch {
+	case !found:
+		e.members.add(u.edit, h, m)
+	default:
+		e.members.change(u.edit, h, isMember(uid), m)
+	}
+	u.noteListed(key, uid, found && old.listed != nil, m.listed != nil)
+}
+
+// noteListed keeps the index of listed endpoints.
+func (u *Update) noteListed(key NamespacedHostname, uid string, before, after bool) {
+	h := u.s.hash(uid)
+	switch {
+	case before == after:
+	case after:
+		u.s.listed.add(u.edit, h, &listedEndpoint{uid, key})
+	default:
+		u.s.listed.remove(u.edit, h, func(l *listedEndpoint) bool { return l.uid == uid && l.key == key })
 	}
 }
 
@@ -86,20 +137,52 @@ func (u *Update) PutEndpoint(key NamespacedHostname, ep Endpoint) {
 // not known yet.
 func (u *Update) RemoveEndpoint(key NamespacedHostname, uid string) {
 	u.touched = true
-	u.removeEndpoint(key, uid)
+	u.removeMember(key, uid)
 }
 
-func (u *Update) removeEndpoint(key NamespacedHostname, uid string) {
-	s := u.s
-	if e := s.services[key]; e != nil {
-		e.remove(uid)
-	}
-	if staged := s.staged[key]; staged != nil {
-		delete(staged, uid)
-		if len(staged) == 0 {
-			delete(s.staged, key)
+func (u *Update) removeMember(key NamespacedHostname, uid string) {
+	if e := u.s.entry(key); e != nil {
+		if _, found := e.member(u.s.hash(uid), uid); found {
+			u.dropMember(u.ownEntry(key), uid)
 		}
 	}
+}
+
+// dropMember takes a member out of an entry of ours, and the entry away if
+// nothing is left of it.
+func (u *Update) dropMember(e *serviceEntry, uid string) {
+	h := u.s.hash(uid)
+	old, found := e.member(h, uid)
+	if found {
+		e.members.remove(u.edit, h, isMember(uid))
+		u.noteListed(e.key, uid, old.listed != nil, false)
+	}
+	u.dropIfEmpty(e)
+}
+
+func (u *Update) dropIfEmpty(e *serviceEntry) {
+	if e.service == nil && e.members.size == 0 {
+		u.s.services.remove(u.edit, u.s.hashKey(e.key), func(other *serviceEntry) bool { return other == e })
+	}
+}
+
+// ownEntry is the entry of a key, made or copied so that it may be changed.
+func (u *Update) ownEntry(key NamespacedHostname) *serviceEntry {
+	s := u.s
+	h := s.hashKey(key)
+	e := s.entry(key)
+	switch {
+	case e == nil:
+		mine := &serviceEntry{owner: u.edit, key: key}
+		s.services.add(u.edit, h, mine)
+		return mine
+	case e.owner == u.edit:
+		return e
+	}
+	mine := *e
+	mine.owner = u.edit
+	s.services.change(u.edit, h, func(other *serviceEntry) bool { return other == e }, &mine)
+	return &mine
 }
 
 // PutService adds a service or replaces the one with its key. Endpoints of
@@ -108,112 +191,109 @@ func (u *Update) removeEndpoint(key NamespacedHostname, uid string) {
 func (u *Update) PutService(svc *Service) {
 	u.touched = true
 	s := u.s
-	key := svc.Key()
-	entry := &serviceEntry{service: svc}
-	if old := s.services[key]; old != nil {
-		for _, ep := range old.endpoints {
-			if entry.accepts(ep) {
-				entry.put(ep)
+	e := u.ownEntry(svc.Key())
+	picky := e.service != nil && !e.service.TakesUnhealthy() // so only healthy ones are in
+	if e.service != nil {
+		u.unindexService(e.service)
+	}
+	e.service = svc
+	if !picky && !svc.TakesUnhealthy() {
+		for _, m := range list(e.members) {
+			if !e.accepts(m) {
+				u.dropMember(e, m.uid())
 			}
 		}
-		u.unindexService(old.service)
 	}
-	for _, ep := range sortedStage(s.staged[key]) {
-		if entry.accepts(ep) {
-			entry.put(ep)
-		}
-	}
-	delete(s.staged, key)
-	s.services[key] = entry
 	for _, vip := range svc.VIPs {
-		s.byVIP[vip] = append(s.byVIP[vip], svc)
+		s.byVIP.add(u.edit, s.hashAddr(vip), svc)
 	}
 	for _, p := range svc.CIDRVIPs {
-		s.ranges = append(s.ranges, rangeEntry{p, svc})
+		if p.Prefix.IsValid() {
+			p.Prefix = p.Prefix.Masked()
+			s.ranges.add(u.edit, s.hashPrefix(p), &rangeEntry{p, svc})
+			s.lengths.add(p.Prefix, 1)
+		}
 	}
-	s.byHost[svc.Hostname] = append(s.byHost[svc.Hostname], svc)
-}
-
-// sortedStage puts staged endpoints into an order, so that two stores that were
-// told the same things answer alike.
-func sortedStage(staged map[string]Endpoint) []Endpoint {
-	out := make([]Endpoint, 0, len(staged))
-	for _, ep := range staged {
-		out = append(out, ep)
-	}
-	slices.SortFunc(out, func(a, b Endpoint) int { return strings.Compare(a.WorkloadUID, b.WorkloadUID) })
-	return out
+	s.byHost.add(u.edit, s.hash(svc.Hostname), svc)
 }
 
 // RemoveService removes a service. Its endpoints are staged again, so that a
 // service that comes back has them. It reports whether it was known.
 func (u *Update) RemoveService(key NamespacedHostname) bool {
-	s := u.s
-	e := s.services[key]
-	if e == nil {
+	if u.s.service(key) == nil {
 		return false
 	}
 	u.touched = true
+	e := u.ownEntry(key)
 	u.unindexService(e.service)
-	delete(s.services, key)
-	for _, ep := range e.endpoints {
-		u.PutEndpoint(key, ep)
-	}
+	e.service = nil
+	u.dropIfEmpty(e)
 	return true
 }
 
 func (u *Update) unindexService(svc *Service) {
 	s := u.s
+	is := func(other *Service) bool { return other == svc }
 	for _, vip := range svc.VIPs {
-		dropFrom(s.byVIP, vip, svc)
+		s.byVIP.remove(u.edit, s.hashAddr(vip), is)
 	}
-	dropFrom(s.byHost, svc.Hostname, svc)
-	if len(svc.CIDRVIPs) > 0 {
-		s.ranges = slices.DeleteFunc(s.ranges, func(r rangeEntry) bool { return r.service == svc })
+	for _, p := range svc.CIDRVIPs {
+		if p.Prefix.IsValid() {
+			p.Prefix = p.Prefix.Masked()
+			s.ranges.remove(u.edit, s.hashPrefix(p), func(r *rangeEntry) bool { return r.service == svc && r.prefix == p })
+			s.lengths.add(p.Prefix, -1) // once for each that is listed, as it was added
+		}
 	}
+	s.byHost.remove(u.edit, s.hash(svc.Hostname), is)
 }
 
 // PutPolicy adds or replaces the policy under key, which is the xDS resource
 // name and normally the policy's own namespace/name.
 func (u *Update) PutPolicy(key string, p *Policy) {
 	u.touched, u.touchedPolicies = true, true
-	u.unindexPolicy(key)
-	s := u.s
-	s.policies[key] = p
-	if sk, ok := scopeOf(p); ok {
-		list := s.scoped[sk]
-		i, _ := slices.BinarySearchFunc(list, key, func(n NamedPolicy, key string) int { return strings.Compare(n.Key, key) })
-		s.scoped[sk] = slices.Insert(list, i, NamedPolicy{key, p})
+	u.removePolicy(key)
+	named := &NamedPolicy{key, p}
+	u.s.policies.add(u.edit, u.s.hash(key), named)
+	if k, ok := scopeOf(p); ok {
+		list := u.s.scopePolicies(k)
+		i, _ := slices.BinarySearchFunc(list, key, byPolicyKey)
+		u.setScope(k, slices.Concat(list[:i], []NamedPolicy{*named}, list[i:]))
 	}
 }
+
+func byPolicyKey(n NamedPolicy, key string) int { return strings.Compare(n.Key, key) }
 
 // RemovePolicy removes the policy under key and reports whether it was known.
 func (u *Update) RemovePolicy(key string) bool {
-	if u.s.policies[key] == nil {
+	if !u.removePolicy(key) {
 		return false
 	}
 	u.touched, u.touchedPolicies = true, true
-	u.unindexPolicy(key)
-	delete(u.s.policies, key)
 	return true
 }
 
-func (u *Update) unindexPolicy(key string) {
+func (u *Update) removePolicy(key string) bool {
 	s := u.s
-	old := s.policies[key]
+	old := s.policy(key)
 	if old == nil {
-		return
+		return false
 	}
-	sk, ok := scopeOf(old)
-	if !ok {
-		return
+	s.policies.remove(u.edit, s.hash(key), func(n *NamedPolicy) bool { return n.Key == key })
+	if k, ok := scopeOf(old); ok {
+		kept := slices.Clone(s.scopePolicies(k))
+		u.setScope(k, slices.DeleteFunc(kept, func(n NamedPolicy) bool { return n.Key == key }))
 	}
-	kept := slices.DeleteFunc(s.scoped[sk], func(n NamedPolicy) bool { return n.Key == key })
-	if len(kept) == 0 {
-		delete(s.scoped, sk)
-		return
+	return true
+}
+
+// setScope gives a scope another list.
+func (u *Update) setScope(k scopeKey, list []NamedPolicy) {
+	s := u.s
+	h := s.hashScope(k)
+	s.scoped.remove(u.edit, h, func(l *scopeList) bool { return l.key == k })
+	if len(list) > 0 {
+		s.scoped.add(u.edit, h, &scopeList{k, slices.Clip(list)})
 	}
-	s.scoped[sk] = kept
 }
 
 func scopeOf(p *Policy) (scopeKey, bool) {
@@ -227,27 +307,12 @@ func scopeOf(p *Policy) (scopeKey, bool) {
 	}
 }
 
-// Workload finds a workload by UID in the locked store, so that a writer can
-// compare with what is there.
-func (u *Update) Workload(uid string) *Workload { return u.s.workloads[uid] }
+// Workload finds a workload by UID in the state that is being made, so that a
+// writer can compare with what is there.
+func (u *Update) Workload(uid string) *Workload { return u.s.workload(uid) }
 
-// Service finds a service by key in the locked store.
-func (u *Update) Service(key NamespacedHostname) *Service {
-	if e := u.s.services[key]; e != nil {
-		return e.service
-	}
-	return nil
-}
+// Service finds a service by key in the state that is being made.
+func (u *Update) Service(key NamespacedHostname) *Service { return u.s.service(key) }
 
-// Policy finds a policy by key in the locked store.
-func (u *Update) Policy(key string) *Policy { return u.s.policies[key] }
-
-// dropFrom removes one value from the list under key and the list when empty.
-func dropFrom[K, V comparable](index map[K][]V, key K, value V) {
-	list := slices.DeleteFunc(slices.Clone(index[key]), func(v V) bool { return v == value })
-	if len(list) == 0 {
-		delete(index, key)
-		return
-	}
-	index[key] = list
-}
+// Policy finds a policy by key in the state that is being made.
+func (u *Update) Policy(key string) *Policy { return u.s.policy(key) }
