@@ -25,6 +25,7 @@ type Pod struct {
 	listeners *ebpf.Map
 	counters  *ebpf.Map
 	program   *ebpf.Program
+	hold      *ebpf.Program
 	twins     map[uint32]*ebpf.Program // see Ask
 	link      link.Link
 	dns       bool
@@ -53,15 +54,23 @@ func (p *Pod) open(ns int) (err error) {
 	if p.counters, err = openMap(p.dir, redirectMapPodCounters, p.node.spec.Maps[redirectMapPodCounters]); err != nil {
 		return err
 	}
-	if p.program, err = p.loadSteer(0); err != nil {
+	programs, err := p.loadPrograms(0, redirectProgSteer, redirectProgHold)
+	if err != nil {
 		return err
 	}
+	p.program, p.hold = programs[redirectProgSteer], programs[redirectProgHold]
 	return p.attach(ns)
 }
 
-// loadSteer loads the program with this pod's constants; pretend is 0 but for
+// Hold is the descriptor of a classifier (tc, direct action) for the ingress of
+// the pod's devices, which drops SYNs for as long as nobody listens; it belongs
+// to the pod. Attaching it is the caller's part. Without it such connections are
+// refused instead of held.
+func (p *Pod) Hold() int { return p.hold.FD() }
+
+// loadPrograms loads programs with this pod's constants; pretend is 0 but for
 // twins.
-func (p *Pod) loadSteer(pretend uint32) (*ebpf.Program, error) {
+func (p *Pod) loadPrograms(pretend uint32, names ...string) (map[string]*ebpf.Program, error) {
 	spec := p.node.spec.Copy()
 	err := errors.Join(
 		spec.Variables[redirectVarSelf].Set(p.cookie),
@@ -74,11 +83,7 @@ func (p *Pod) loadSteer(pretend uint32) (*ebpf.Program, error) {
 	for name, m := range p.node.maps {
 		maps[name] = m
 	}
-	programs, err := p.node.load(spec, []string{redirectProgSteer}, maps)
-	if err != nil {
-		return nil, err
-	}
-	return programs[redirectProgSteer], nil
+	return p.node.load(spec, names, maps)
 }
 
 func (p *Pod) attach(ns int) error {
@@ -244,6 +249,9 @@ func (p *Pod) Close() error {
 	if p.program != nil {
 		errs = append(errs, p.program.Close())
 	}
+	if p.hold != nil {
+		errs = append(errs, p.hold.Close())
+	}
 	if p.listeners != nil {
 		errs = append(errs, p.listeners.Close())
 	}
@@ -254,7 +262,7 @@ func (p *Pod) Close() error {
 		errs = append(errs, t.Close())
 	}
 	clear(p.twins)
-	p.link, p.program, p.listeners, p.counters = nil, nil, nil, nil
+	p.link, p.program, p.hold, p.listeners, p.counters = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

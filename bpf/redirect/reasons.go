@@ -38,5 +38,6 @@ func reasons() []Reason {
 		{"sk_lookup", "dropped_assign"},
 		{"sockops", "accepted_confined"},
 		{"sockops", "accepted_no_memory"},
+		{"tc", "held_no_listener"},
 	}
 }

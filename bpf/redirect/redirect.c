@@ -11,6 +11,7 @@
  *   guard     cgroup root             a packet leaves a socket   drop what escapes lo
  *   events    cgroup root             TCP opens and closes       announce deliveries
  *   probe     cgroup root or kubelet  TCP opens and closes       announce the host's probes
+ *   hold      lo and eth0 of a pod     a packet comes in          drop SYNs while nobody listens
  *   steer     one pod's namespace     no socket has the flow     choose the listener
  *
  * Marks steer routing and are never credentials: any pod may forge them. Who a
@@ -32,6 +33,13 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define SO_MARK		   36
 #define IPPROTO_TCP	   6
 #define IPPROTO_UDP	   17
+#define ETH_P_IP	   0x0800
+#define ETH_P_IPV6	   0x86dd
+#define TCP_FLAGS	   13 /* where they are in the header */
+#define TCP_SYN		   0x02
+#define TCP_ACK		   0x10
+#define TC_ACT_UNSPEC	   -1 /* whatever else is attached may decide */
+#define TC_ACT_SHOT	   2
 #define LOOPBACK_IFINDEX   1 /* of every namespace, include/net/flow.h */
 
 #define PASS		   1
@@ -48,147 +56,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* How long an announced SYN may take, retransmissions included. */
 #define PASS_NANOSECONDS 10000000000ULL
 
-/* Set before loading. */
-const volatile __u64 self = 0;	  /* steer: cookie of the namespace it is attached to */
-const volatile __u8 dns = 0;	  /* steer: there is a DNS server for this pod */
-const volatile __u32 pretend = 0; /* steer: in test runs, which cannot say it, ingress_ifindex */
-const volatile __u64 host = 0;	  /* probe: cookie of the host's namespace; 0: the initial one */
-
-/* Every way out of a program that an operator may ask about. User space reads
- * the counters by index: append only. Names are in reasons.go. */
-enum reason {
-	CONNECT_CAPTURED,
-	CONNECT_OWN,
-	CONNECT_LOOPBACK,
-	CONNECT_SELF,
-	CONNECT_REFUSED_DEVICE,
-	CONNECT_REFUSED_LINK_LOCAL,
-	CONNECT_REFUSED_MARK,
-	CONNECT_REFUSED_STORAGE,
-	CONNECT_REFUSED_COLLISION,
-	CREATE_MARKED,
-	GUARD_DROPPED,
-	EVENT_ANNOUNCED,
-	EVENT_ANNOUNCE_FAILED,
-	PROBE_ANNOUNCED,
-	PROBE_ANNOUNCE_FAILED,
-	STEER_OUTBOUND,
-	STEER_PLAINTEXT,
-	STEER_HBONE,
-	STEER_DNS_UDP,
-	STEER_DNS_TCP,
-	STEER_PASS_LOOPBACK,
-	STEER_PASS_SELF,
-	STEER_PASS_DELIVERY,
-	STEER_PASS_HOST,
-	STEER_EXPIRED,
-	STEER_DROPPED_NO_LISTENER,
-	STEER_DROPPED_ASSIGN,
-	EVENT_CONFINED,
-	EVENT_STORAGE_FAILED,
-	REASONS,
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
-/* One pod's share of the STEER counters. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} pod_counters SEC(".maps");
-
-/* The namespaces whose sockets are captured, by cookie; cookies are never used
- * twice. The value is the generation of the process that wrote it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, __u64);
-} enrolled SEC(".maps");
-
-/* The addresses that a namespace has. */
-struct own_key {
-	__u64 netns;
-	struct address address;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct own_key);
-	__type(value, __u32);
-} addresses SEC(".maps");
-
-/* What we know of a socket. */
-enum role {
-	ROLE_NONE,
-	ROLE_OWN,      /* the proxy's; only user space writes it, by descriptor */
-	ROLE_CONFINED, /* captured: may send through lo only */
-	ROLE_PASSIVE,  /* accepted, from outside */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, __u32);
-} sockets SEC(".maps");
-
-/* Connections that may reach an application of the pod directly. The owner is
- * the namespace of the connecting socket: the pod's own, in which only the
- * proxy's sockets are announced, or HOST. Tuples alone could be forged from
- * any other pod. Ports are in host order. */
-#define HOST 0 /* no namespace has this cookie */
-
-struct flow {
-	__u64 owner;
-	struct address from, to;
-	__u16 from_port, to_port;
-	__u32 zero; /* explicit: keys are compared as bytes */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct flow);
-	__type(value, __u64); /* bpf_ktime_get_ns of the announcement */
-} pass SEC(".maps");
-
-/* One pod's listeners. */
-enum slot {
-	SLOT_OUTBOUND,
-	SLOT_PLAINTEXT,
-	SLOT_HBONE,
-	SLOT_DNS_UDP4,
-	SLOT_DNS_UDP6,
-	SLOT_DNS_TCP4,
-	SLOT_DNS_TCP6,
-	SLOTS,
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SOCKMAP);
-	__uint(max_entries, SLOTS);
-	__type(key, __u32);
-	__type(value, __u64); /* 8 bytes: user space reads cookies back */
-} listeners SEC(".maps");
-
-/* One element: the generation of the process that may write the maps. Read by
- * user space only. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} generation SEC(".maps");
+#include "maps.h"
 
 static __always_inline int with(int verdict, enum reason why)
 {
@@ -479,8 +347,7 @@ static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot, enum re
 	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
 	long err;
 
-	/* Dropped, not refused: the client's kernel sends its SYN again, by when
-	 * a new process may be listening. */
+	/* The kernel refuses what is dropped here; hold keeps it from coming. */
 	if (!sk)
 		return steered(SK_DROP, STEER_DROPPED_NO_LISTENER);
 	err = bpf_sk_assign(ctx, sk, 0);
@@ -506,9 +373,49 @@ static __always_inline bool announced(struct flow *f, __u64 owner)
 	return 0;
 }
 
-static __always_inline int steer_udp(struct bpf_sk_lookup *ctx, bool came_by_lo, bool to_self)
+/* Where a new TCP connection goes: a slot, or PASSES with the reason why the
+ * kernel may choose. The flow's owner is scratch. */
+#define PASSES SLOTS
+
+static __always_inline __u32 choose(struct flow *f, bool came_by_lo, enum reason *why)
 {
-	if (!dns || !came_by_lo || to_self || ctx->local_port != PORT_DNS)
+	bool to_self;
+
+	if (is_loopback(&f->to) || is_loopback(&f->from)) {
+		*why = STEER_PASS_LOOPBACK;
+		return PASSES;
+	}
+	to_self = is_own_address(self, &f->to);
+	if (came_by_lo && !to_self) {
+		*why = STEER_DNS_TCP;
+		if (dns && f->to_port == PORT_DNS)
+			return is_ip4(&f->to) ? SLOT_DNS_TCP4 : SLOT_DNS_TCP6;
+		*why = STEER_OUTBOUND;
+		return SLOT_OUTBOUND;
+	}
+	*why = STEER_PASS_SELF;
+	if (is_own_address(self, &f->from))
+		return PASSES;
+	/* Assigned, not just bound: an application may have bound the port. */
+	*why = STEER_HBONE;
+	if (f->to_port == PORT_HBONE)
+		return SLOT_HBONE;
+	*why = STEER_PASS_DELIVERY;
+	if (announced(f, self))
+		return PASSES;
+	*why = STEER_PASS_HOST;
+	if (announced(f, HOST))
+		return PASSES;
+	*why = STEER_PLAINTEXT;
+	return SLOT_PLAINTEXT;
+}
+
+static __always_inline int steer_udp(struct bpf_sk_lookup *ctx, bool came_by_lo,
+				     const struct address *to)
+{
+	if (!dns || !came_by_lo || ctx->local_port != PORT_DNS)
+		return SK_PASS;
+	if (is_loopback(to) || is_own_address(self, to))
 		return SK_PASS;
 	return assign(ctx, ctx->family == AF_INET ? SLOT_DNS_UDP4 : SLOT_DNS_UDP6, STEER_DNS_UDP);
 }
@@ -523,7 +430,8 @@ int steer(struct bpf_sk_lookup *ctx)
 	__u32 ifindex = pretend ? pretend : ctx->ingress_ifindex;
 	bool came_by_lo = ifindex == LOOPBACK_IFINDEX;
 	struct flow f = {};
-	bool to_self;
+	enum reason why;
+	__u32 slot;
 
 	if (!is_enrolled(self))
 		return SK_PASS;
@@ -546,28 +454,68 @@ int steer(struct bpf_sk_lookup *ctx)
 	f.from_port = bpf_ntohs(ctx->remote_port);
 	f.to_port = ctx->local_port;
 
-	if (is_loopback(&f.to) || is_loopback(&f.from))
-		return steered(SK_PASS, STEER_PASS_LOOPBACK);
-	to_self = is_own_address(self, &f.to);
 	if (ctx->protocol == IPPROTO_UDP)
-		return steer_udp(ctx, came_by_lo, to_self);
+		return steer_udp(ctx, came_by_lo, &f.to);
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
+	slot = choose(&f, came_by_lo, &why);
+	if (slot == PASSES)
+		return steered(SK_PASS, why);
+	return assign(ctx, slot, why);
+}
 
-	if (came_by_lo && !to_self) {
-		if (dns && f.to_port == PORT_DNS)
-			return assign(ctx, ctx->family == AF_INET ? SLOT_DNS_TCP4 : SLOT_DNS_TCP6,
-				      STEER_DNS_TCP);
-		return assign(ctx, SLOT_OUTBOUND, STEER_OUTBOUND);
+/* ---- hold: while nobody listens ---- */
+
+/* A dropped lookup is answered with a reset (inet_lookup_run_sk_lookup takes it
+ * for ECONNREFUSED). A SYN that never arrives is sent again, by when a new
+ * process may be listening. So the same decision is made before the lookup, for
+ * the sake of an empty slot only; whatever cannot be read here goes on to steer,
+ * which captures it or has it refused. */
+SEC("tc")
+int hold(struct __sk_buff *skb)
+{
+	bool came_by_lo = skb->ifindex == LOOPBACK_IFINDEX;
+	struct flow f = {};
+	struct bpf_sock *sk;
+	enum reason why;
+	__be16 ports[2];
+	__u32 slot, at;
+	__u8 head[40], flags;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes_relative(skb, 0, head, 20, BPF_HDR_START_NET))
+			return TC_ACT_UNSPEC;
+		if (head[9] != IPPROTO_TCP)
+			return TC_ACT_UNSPEC;
+		at = (head[0] & 0xf) * 4;
+		f.from = from_ip4(*(__u32 *)(head + 12));
+		f.to = from_ip4(*(__u32 *)(head + 16));
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes_relative(skb, 0, head, 40, BPF_HDR_START_NET))
+			return TC_ACT_UNSPEC;
+		if (head[6] != IPPROTO_TCP)
+			return TC_ACT_UNSPEC;
+		at = 40;
+		__builtin_memcpy(&f.from, head + 8, 16);
+		__builtin_memcpy(&f.to, head + 24, 16);
+	} else {
+		return TC_ACT_UNSPEC;
 	}
-	if (is_own_address(self, &f.from))
-		return steered(SK_PASS, STEER_PASS_SELF);
-	/* Assigned, not just bound: an application may have bound the port. */
-	if (f.to_port == PORT_HBONE)
-		return assign(ctx, SLOT_HBONE, STEER_HBONE);
-	if (announced(&f, self))
-		return steered(SK_PASS, STEER_PASS_DELIVERY);
-	if (announced(&f, HOST))
-		return steered(SK_PASS, STEER_PASS_HOST);
-	return assign(ctx, SLOT_PLAINTEXT, STEER_PLAINTEXT);
+	if (bpf_skb_load_bytes_relative(skb, at + TCP_FLAGS, &flags, 1, BPF_HDR_START_NET))
+		return TC_ACT_UNSPEC;
+	if ((flags & (TCP_SYN | TCP_ACK)) != TCP_SYN || !is_enrolled(self))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_load_bytes_relative(skb, at, ports, sizeof(ports), BPF_HDR_START_NET))
+		return TC_ACT_UNSPEC;
+	f.from_port = bpf_ntohs(ports[0]);
+	f.to_port = bpf_ntohs(ports[1]);
+
+	slot = choose(&f, came_by_lo, &why);
+	if (slot == PASSES)
+		return TC_ACT_UNSPEC;
+	sk = bpf_map_lookup_elem(&listeners, &slot);
+	if (!sk)
+		return steered(TC_ACT_SHOT, HOLD_DROPPED);
+	bpf_sk_release(sk);
+	return TC_ACT_UNSPEC;
 }

@@ -55,6 +55,7 @@ const (
 	redirectProgCreate     = "create"
 	redirectProgEvents     = "events"
 	redirectProgGuard      = "guard"
+	redirectProgHold       = "hold"
 	redirectProgProbe      = "probe"
 	redirectProgSteer      = "steer"
 	redirectVarDns         = "dns"
@@ -110,6 +111,7 @@ type redirectProgramSpecs struct {
 	Create   *ebpf.ProgramSpec `ebpf:"create"`
 	Events   *ebpf.ProgramSpec `ebpf:"events"`
 	Guard    *ebpf.ProgramSpec `ebpf:"guard"`
+	Hold     *ebpf.ProgramSpec `ebpf:"hold"`
 	Probe    *ebpf.ProgramSpec `ebpf:"probe"`
 	Steer    *ebpf.ProgramSpec `ebpf:"steer"`
 }
@@ -200,6 +202,7 @@ type redirectPrograms struct {
 	Create   *ebpf.Program `ebpf:"create"`
 	Events   *ebpf.Program `ebpf:"events"`
 	Guard    *ebpf.Program `ebpf:"guard"`
+	Hold     *ebpf.Program `ebpf:"hold"`
 	Probe    *ebpf.Program `ebpf:"probe"`
 	Steer    *ebpf.Program `ebpf:"steer"`
 }
@@ -211,6 +214,7 @@ func (p *redirectPrograms) Close() error {
 		p.Create,
 		p.Events,
 		p.Guard,
+		p.Hold,
 		p.Probe,
 		p.Steer,
 	)

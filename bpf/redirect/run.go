@@ -79,12 +79,12 @@ func (p *Pod) twin(ifindex uint32) (*ebpf.Program, error) {
 	if t := p.twins[ifindex]; t != nil {
 		return t, nil
 	}
-	t, err := p.loadSteer(ifindex)
+	programs, err := p.loadPrograms(ifindex, redirectProgSteer)
 	if err != nil {
 		return nil, err
 	}
-	p.twins[ifindex] = t
-	return t, nil
+	p.twins[ifindex] = programs[redirectProgSteer]
+	return p.twins[ifindex], nil
 }
 
 func nativeWord(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }

@@ -48,6 +48,15 @@ func traces(t *testing.T, pod *netlab.Pod) []string {
 				}
 			}
 		}
+		qdiscs, err := netlink.QdiscList(nil)
+		if err != nil {
+			return err
+		}
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" {
+				found = append(found, q.Attrs().String())
+			}
+		}
 		for _, s := range []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"} {
 			b, err := os.ReadFile("/proc/sys/net/" + s)
 			if err != nil {
@@ -60,6 +69,25 @@ func traces(t *testing.T, pod *netlab.Pod) []string {
 		return nil
 	}))
 	return found
+}
+
+// holds counts our filters on a device.
+func holds(t *testing.T, pod *netlab.Pod, name string) (n int) {
+	t.Helper()
+	must(t, pod.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		filters, err := netlink.FilterList(link, netlink.HANDLE_MIN_INGRESS)
+		for _, f := range filters {
+			if bpf, ok := f.(*netlink.BpfFilter); ok && bpf.Name == holdName {
+				n++
+			}
+		}
+		return err
+	}))
+	return n
 }
 
 // conversation is an open connection from h that has been greeted.
@@ -203,6 +231,11 @@ func TestANewProcessTakesOverFromALiveOne(t *testing.T) {
 	must(t, firstNode.Close())
 	got, err = ask(pod.Host, "203.0.113.9:443", "x")
 	wants(t, "after the first's end", got, err, "outbound")
+	for _, name := range []string{"lo", "eth0"} {
+		if n := holds(t, pod, name); n != 1 {
+			t.Errorf("%s has %d filters of ours", name, n)
+		}
+	}
 	must(t, second.verify(context.Background()))
 }
 

@@ -92,6 +92,13 @@ func (p *Pod) open(ctx context.Context) error {
 	if err := p.follow(); err != nil {
 		return err
 	}
+	p.mu.Lock()
+	held := p.router.hold(p.steer.Hold())
+	p.mu.Unlock()
+	if held != nil {
+		p.node.log.Warn("while no proxy runs, connections of a pod will be refused instead of held",
+			slog.String("pod", p.name()), slog.Any("err", held))
+	}
 	return p.watch()
 }
 

@@ -22,6 +22,9 @@ import (
 
 func TestMain(m *testing.M) {
 	netlab.Main()
+	if len(os.Args) > 1 && os.Args[1] == childArgument {
+		beProxy(os.Args[2:])
+	}
 	os.Exit(m.Run())
 }
 

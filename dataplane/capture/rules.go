@@ -185,7 +185,7 @@ func (r *router) remove() error {
 	if r.ipv6 {
 		families = append(families, unix.AF_INET6)
 	}
-	var errs []error
+	errs := []error{r.unhold()}
 	for _, family := range families {
 		errs = append(errs, r.removeRules(family), r.removeRoutes(family))
 	}
