@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package app puts the proxy together: it reads the environment contract,
+// builds every part, starts them in order and stops them in order. It is the
+// only package that knows all the others; they meet here as functions and
+// small structs, and nobody but main and tests imports it.
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+)
+
+const usage = `commands:
+  proxy    run the proxy (also without a command)
+  cleanup  remove every trace of capture from this node
+  version  print what was built
+  help     print this
+`
+
+// Main runs the command that args name, args[0] being the program, and
+// returns the exit status (contract 1.1).
+func Main(args []string, env Env, stdout, stderr io.Writer) int {
+	log, err := logs.New(logs.Config{Output: stdout, JSON: env.LogJSON(), Filter: env.LogFilter()})
+	if err != nil {
+		return fail(stderr, fmt.Errorf("invalid env var RUST_LOG=%s (%w)", env.LogFilter(), err))
+	}
+	defer log.Close()
+	version := readBuildInfo(env.IstioVersion())
+	command := "proxy"
+	if len(args) > 1 {
+		command = args[1]
+	}
+	switch command {
+	case "proxy":
+		err = proxy(args, env, log, version)
+	case "cleanup":
+		err = cleanup(args, env, log)
+	case "version":
+		fmt.Fprintln(stdout, version)
+	case "help":
+		fmt.Fprintf(stdout, "%s\n%s", version, usage)
+	default:
+		fmt.Fprintf(stderr, "unknown command: %s\n", command)
+		fmt.Fprintf(stdout, "%s\n%s", version, usage)
+		return 1
+	}
+	if err != nil {
+		return fail(stderr, err)
+	}
+	return 0
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "Error: %v\n", err)
+	return 1
+}
+
+// proxy runs until a signal or a fatal error.
+func proxy(args []string, env Env, log *logs.Log, version BuildInfo) error {
+	logger := logs.Target(log.Logger(), "ztunnel")
+	logger.Info("version: " + version.String())
+	cfg, err := Load(env, args[1:])
+	if err != nil {
+		return err
+	}
+	raiseDescriptorLimit(logger)
+	if text, err := cfg.YAML(); err == nil {
+		logger.Info("running with config: " + text)
+	}
+	for _, n := range cfg.Notices {
+		logger.Log(context.Background(), n.Level, n.Text)
+	}
+	if err := cfg.unsupported(); err != nil {
+		return err
+	}
+	stop := newStopper(logger)
+	defer stop.close()
+	return run(stop.ctx, nodeParams{cfg: cfg, version: version, log: log, stop: stop})
+}
+
+// unsupported names what the environment asks for and this build cannot do.
+// To go on without it would be to do something else than was asked.
+func (c *Config) unsupported() error {
+	switch {
+	case c.Dedicated:
+		return fmt.Errorf("PROXY_MODE=dedicated is not supported yet")
+	case c.Control.OnDemand:
+		return fmt.Errorf("XDS_ON_DEMAND=true is not supported yet")
+	case c.Control.CRLPath != "":
+		return fmt.Errorf("CRL_PATH is not supported yet, and certificates that it revokes would be accepted")
+	case !c.Control.FakeCA:
+		return fmt.Errorf("no certificate authority: asking istiod for certificates is not supported yet; FAKE_CA=true uses the embedded one (EMBEDDED_CA_DIR)")
+	case c.Local.Path == "" && c.Local.Inline == "":
+		return fmt.Errorf("no state: delta xDS is not supported yet; LOCAL_XDS_PATH or LOCAL_XDS gives a local one")
+	}
+	return nil
+}
+
+// ignored names what the environment asks for that this build leaves out,
+// where going on is safe: nothing is sent or accepted that was not asked for.
+func (c *Config) ignored() []string {
+	var out []string
+	if c.Control.XDSAddress != "" {
+		out = append(out, fmt.Sprintf("delta xDS is not supported yet: %s is not asked, all state comes from the local file", c.Control.XDSAddress))
+	}
+	if c.SOCKS5 {
+		out = append(out, "UNSTABLE_ENABLE_SOCKS5 is not supported yet: nothing listens on port 15080")
+	}
+	if !c.SelfIdentity.IsZero() {
+		out = append(out, "the self-proxy listener is not supported yet: nothing listens on port 15008 of this namespace")
+	}
+	return out
+}
+
+func cleanup(args []string, env Env, log *logs.Log) error {
+	cfg, err := Load(env, args[1:])
+	if err != nil {
+		return err
+	}
+	cc, err := cfg.capture()
+	if err != nil {
+		return err
+	}
+	if err := capture.Cleanup(context.Background(), cc); err != nil {
+		return err
+	}
+	logs.Target(log.Logger(), "ztunnel").Info("removed every trace of capture")
+	return nil
+}
+
+// raiseDescriptorLimit takes as many descriptors as the process may have.
+func raiseDescriptorLimit(logger *slog.Logger) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		logger.Warn("failed to set file descriptor limits", slog.String("error", err.Error()))
+		return
+	}
+	soft := limit.Cur
+	limit.Cur = limit.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		logger.Warn("failed to set file descriptor limits", slog.String("error", err.Error()))
+		return
+	}
+	logger.Info(fmt.Sprintf("set file descriptor limits from %d to %d", soft, limit.Max))
+}
+
+// A stopper turns the requests to stop, whoever makes them, into the end of
+// one context (contract 15.2).
+type stopper struct {
+	ctx     context.Context
+	cancel  context.CancelFunc
+	signals chan os.Signal
+	done    chan struct{}
+	log     *slog.Logger
+}
+
+func newStopper(logger *slog.Logger) *stopper {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &stopper{ctx: ctx, cancel: cancel, signals: make(chan os.Signal, 2), done: make(chan struct{}), log: logger}
+	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT)
+	go s.listen()
+	return s
+}
+
+// listen ends the process at a second SIGINT: whoever presses it twice means
+// it.
+func (s *stopper) listen() {
+	defer close(s.done)
+	interrupted := false
+	for sig := range s.signals {
+		name := strings.ToUpper(map[os.Signal]string{syscall.SIGTERM: "sigterm", syscall.SIGINT: "sigint"}[sig])
+		if sig == syscall.SIGINT {
+			if interrupted {
+				os.Exit(0)
+			}
+			interrupted = true
+		}
+		if s.ctx.Err() == nil {
+			s.log.Info(fmt.Sprintf("received signal %s, starting shutdown", name))
+		}
+		s.cancel()
+	}
+}
+
+// quit is the request made through the admin page.
+func (s *stopper) quit() {
+	s.log.Info("received explicit shutdown signal")
+	s.cancel()
+}
+
+func (s *stopper) close() {
+	signal.Stop(s.signals)
+	close(s.signals)
+	<-s.done
+	s.cancel()
+}

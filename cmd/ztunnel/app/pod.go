@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ztunnel-go/ztunnel/dataplane"
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
+	"github.com/ztunnel-go/ztunnel/dnsproxy"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/internal/netns"
+)
+
+// A podProxy is all that runs for one pod: its capture, its proxy, its DNS
+// server. It ends them in the order that leaves no connection unowned.
+type podProxy struct {
+	node    *node
+	pod     dataplane.Pod
+	capture *capture.Pod
+	proxy   *dataplane.Proxy
+	dns     *dnsproxy.Server
+
+	cancel context.CancelFunc // ends prefetch and DNS's waits for the workload
+	tasks  sync.WaitGroup     // prefetch
+
+	quiet sync.Once // everything but capture has ended
+}
+
+// startPod is what the node agent's Add causes. The pod is captured only
+// when everything that would serve it runs. On error nothing is left behind.
+func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod.Proxy, error) {
+	captured, err := n.capture.Add(ctx, capture.PodInfo{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}, ns)
+	if err != nil {
+		return nil, err
+	}
+	alive, cancel := context.WithCancel(context.Background())
+	p := &podProxy{
+		node: n, capture: captured, cancel: cancel,
+		pod: dataplane.Pod{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
+	}
+	name := slog.String("wl", pod.Namespace+"/"+pod.Name)
+	p.proxy = dataplane.Start(n.proxyConfig(), p.pod, dataplane.Sockets{
+		Outbound:  captured.Listener(capture.Outbound),
+		Plaintext: captured.Listener(capture.Plaintext),
+		HBONE:     captured.Listener(capture.HBONE),
+		Dial:      captured.Dial,
+		Deliver:   captured.Deliver,
+	}, dataplane.Shared{
+		Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: lookupHost,
+		Logger: logs.Span(logs.Target(n.logger, "proxy"), "proxy", name),
+	})
+	if n.cfg.DNSProxy {
+		err = p.serveDNS(alive, logs.Span(logs.Target(n.logger, "dns"), "dns_proxy", name))
+	}
+	p.tasks.Go(func() { p.prefetch(alive) })
+	if err == nil {
+		err = captured.Enable(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Stop(inpod.Remove))
+	}
+	return p, nil
+}
+
+func (p *podProxy) serveDNS(alive context.Context, log *slog.Logger) error {
+	n := p.node
+	p.dns = dnsproxy.New(dnsproxy.Config{
+		Domain:             n.cfg.ClusterDomain,
+		PreferredNamespace: n.cfg.PreferredNamespace,
+		IPv6:               n.cfg.IPv6,
+		Client: func(ctx context.Context) (*mesh.Workload, error) {
+			if w := dataplane.WaitWorkload(ctx, n.store, n.cfg.LocalNode, p.pod); w != nil {
+				return w, nil
+			}
+			return nil, fmt.Errorf("unknown workload %s/%s", p.pod.Namespace, p.pod.Name)
+		},
+		View:     n.store.View(),
+		Upstream: n.resolv.Upstream(),
+		Hosts:    n.hosts,
+		Dial:     p.dialDNS,
+		Metrics:  n.dnsMetrics,
+		Logger:   log,
+		Access:   logs.Target(n.logger, "dns"),
+	})
+	return p.dns.Serve(p.capture.DNSPacketConns(), p.capture.DNSListeners())
+}
+
+// dialDNS reaches an upstream nameserver from the pod's namespace.
+func (p *podProxy) dialDNS(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+	if strings.HasPrefix(network, "tcp") {
+		c, err := p.capture.Dial(ctx, addr)
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+	return p.capture.DialUDP(ctx, addr)
+}
+
+// prefetch has a certificate ready before the first connection wants it.
+func (p *podProxy) prefetch(ctx context.Context) {
+	if w := dataplane.WaitWorkload(ctx, p.node.store, p.node.cfg.LocalNode, p.pod); w != nil {
+		p.node.certs.Prefetch(w.Identity())
+	}
+}
+
+// Stop ends the pod's proxy and blocks until it has ended. What becomes of
+// capture depends on why (see [inpod.StopMode]): it stays closed, unless the
+// pod is no longer ours to capture.
+func (p *podProxy) Stop(mode inpod.StopMode) error {
+	p.quiet.Do(func() { p.silence(mode) })
+	switch mode {
+	case inpod.Remove:
+		return p.capture.Remove(context.Background())
+	default:
+		return p.capture.Release()
+	}
+}
+
+// silence ends what serves the pod; a drain gives connections their time.
+func (p *podProxy) silence(mode inpod.StopMode) {
+	var grace time.Duration
+	if mode == inpod.Drain {
+		grace = p.node.cfg.Drain
+	}
+	p.cancel()
+	var ends sync.WaitGroup
+	if p.dns != nil {
+		ends.Go(func() {
+			ctx, done := context.WithTimeout(context.Background(), grace)
+			defer done()
+			p.dns.Drain(ctx) // what is left then is closed, an answer less
+			p.dns.Close()
+		})
+	}
+	ends.Go(func() { p.proxy.Stop(grace) })
+	ends.Wait()
+	p.tasks.Wait()
+}
+
+// Health is whether the pod's capture holds.
+func (p *podProxy) Health() error { return p.capture.Health() }
+
+// lookupHost resolves names of workloads in the proxy's own namespace
+// (contract 3.8).
+func lookupHost(ctx context.Context, hostname string) ([]netip.Addr, error) {
+	addrs, err := new(net.Resolver).LookupNetIP(ctx, "ip", hostname)
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs, err
+}
+
+var _ inpod.Proxy = (*podProxy)(nil)

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/ztunnel-go/ztunnel/dataplane"
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
+	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
+	"github.com/ztunnel-go/ztunnel/dnsproxy"
+	"github.com/ztunnel-go/ztunnel/internal/admin"
+	"github.com/ztunnel-go/ztunnel/internal/ca"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/internal/metrics"
+	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
+	"github.com/ztunnel-go/ztunnel/xds"
+)
+
+// serverGrace is how long a request to an admin page may take to finish when
+// the process ends.
+const serverGrace = 2 * time.Second
+
+type nodeParams struct {
+	cfg     *Config
+	version BuildInfo
+	log     *logs.Log
+	stop    *stopper
+}
+
+// A node is everything that runs in one process.
+type node struct {
+	nodeParams
+	logger *slog.Logger
+
+	registry   *metrics.Registry
+	reporter   *report.Reporter
+	dnsMetrics *dnsproxy.Metrics
+	ready      *admin.Tasks
+	enrolled   *admin.Task   // snapshot received, every pod served and healthy
+	starting   []*admin.Task // done when everything serves
+
+	store   *mesh.Store
+	local   *xds.Local
+	certs   *certs.Manager
+	resolv  dnsproxy.ResolvConf
+	hosts   dnsproxy.Hosts
+	capture *capture.Node
+	inpod   *inpod.Enrollment
+
+	readiness, stats, admin *admin.Server
+
+	closers []closer // in order of construction
+}
+
+// A closer is one part's end. What was built first ends last.
+type closer struct {
+	name  string
+	close func() error
+}
+
+// run builds the node, serves until ctx ends or the node agent breaks the
+// protocol, and takes everything down again.
+//
+// The order of construction follows contract 15.1: servers are bound early, so
+// that a taken port is known at once, and serve when what they show is there.
+// The end is the reverse, so that one can watch it: readiness first of all,
+// then enrolment and with it every pod's connections, the admin pages last.
+func run(ctx context.Context, params nodeParams) (err error) {
+	n := &node{nodeParams: params, logger: params.log.Logger()}
+	defer func() { err = errors.Join(err, n.close()) }()
+	for _, build := range []func(context.Context) error{
+		n.buildMetrics, n.bindServers, n.buildState, n.buildCerts, n.buildResolver, n.buildCapture,
+	} {
+		if err := build(ctx); err != nil {
+			return err
+		}
+	}
+	n.buildEnrollment()
+	n.serve()
+	err = n.inpod.Run(ctx)
+	if err != nil { // the agent and we disagree; it has been logged
+		return fmt.Errorf("workload proxy manager: %w", err)
+	}
+	return nil // asked to stop
+}
+
+func (n *node) onClose(name string, f func() error) {
+	n.closers = append(n.closers, closer{name, f})
+}
+
+// close ends the parts in reverse.
+func (n *node) close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		if err := n.closers[i].close(); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", n.closers[i].name, err))
+		}
+	}
+	logs.Target(n.logger, "ztunnel::app").Info("shutdown complete")
+	return errors.Join(errs...)
+}
+
+// buildEnrollment prepares the conversation with the node agent; run holds it.
+func (n *node) buildEnrollment() {
+	n.inpod = inpod.New(inpod.Config{
+		Socket:  n.cfg.InpodUDS,
+		Start:   n.startPod,
+		Logger:  logs.Target(n.logger, "ztunnel::inpod::statemanager"),
+		Metrics: n.registry.Pods(),
+		Ready: func(ready bool, _ []string) {
+			if ready {
+				n.enrolled.Done()
+			} else {
+				n.enrolled.Pending()
+			}
+		},
+	})
+	n.onClose("enrolment", func() error {
+		err := n.readiness.Shutdown(context.Background())
+		n.inpod.Close()
+		return err
+	})
+	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
+}
+
+func (n *node) buildMetrics(context.Context) error {
+	n.registry = metrics.New(n.version.IstioVersion)
+	n.reporter = report.New(report.NewMetrics(n.registry.Registerer()), n.logger)
+	if n.cfg.DNSProxy {
+		n.dnsMetrics = dnsproxy.NewMetrics(n.registry.Registerer())
+	}
+	return nil
+}
+
+func (n *node) buildState(ctx context.Context) error {
+	log := logs.Target(n.logger, "state_manager")
+	for _, text := range n.cfg.ignored() {
+		log.Warn(text)
+	}
+	n.store = mesh.NewStore()
+	local, err := xds.OpenLocal(ctx, xds.LocalConfig{Path: n.cfg.Local.Path, Inline: n.cfg.Local.Inline}, n.store, log)
+	if err != nil {
+		return err
+	}
+	n.local = local
+	n.onClose("local state", local.Close)
+	return nil
+}
+
+func (n *node) buildCerts(context.Context) error {
+	log := logs.Target(n.logger, "ztunnel::identity")
+	issuer, err := ca.OpenEmbedded(n.cfg.Control.EmbeddedCADir, n.cfg.Control.SecretTTL)
+	if err != nil {
+		return err
+	}
+	n.registry.EmbeddedCA()
+	for _, w := range issuer.Warnings() {
+		log.Warn(w)
+	}
+	log.Warn("FAKE_CA is on: certificates come from an authority of our own, whoever reads its key can be anyone",
+		slog.String("dir", n.cfg.Control.EmbeddedCADir))
+	n.certs = certs.New(issuer, certs.Config{}, log)
+	n.onClose("certificates", func() error { n.certs.Close(); return nil })
+	return nil
+}
+
+// buildResolver reads who answers what the mesh does not know.
+func (n *node) buildResolver(context.Context) error {
+	if !n.cfg.DNSProxy {
+		return nil
+	}
+	f, err := os.Open(n.cfg.ResolvConf)
+	if err != nil {
+		return fmt.Errorf("resolver configuration: %w", err)
+	}
+	defer f.Close()
+	if n.resolv, err = dnsproxy.ParseResolvConf(f); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.ResolvConf, err)
+	}
+	n.cfg.Resolver = resolverOf(n.resolv)
+	return n.readHosts()
+}
+
+// readHosts takes the names of the hosts file, if there is one.
+func (n *node) readHosts() error {
+	const path = "/etc/hosts"
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("hosts file: %w", err)
+	}
+	defer f.Close()
+	if n.hosts, err = dnsproxy.ParseHosts(f); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func (n *node) buildCapture(ctx context.Context) error {
+	cc, err := n.cfg.capture()
+	if err != nil {
+		return err
+	}
+	node, err := capture.Open(ctx, cc, logs.Target(n.logger, "capture"))
+	if err != nil {
+		return err
+	}
+	n.capture = node
+	n.onClose("capture", func() error { node.Close(); return nil })
+	n.registry.Capture(n.captureCounts)
+	return nil
+}
+
+func (n *node) captureCounts() []metrics.CaptureCount {
+	counters := n.capture.Counters()
+	out := make([]metrics.CaptureCount, len(counters))
+	for i, c := range counters {
+		out[i] = metrics.CaptureCount{Hook: c.Hook, Reason: c.Reason, Value: c.Value}
+	}
+	return out
+}
+
+// capture is what package capture wants of the environment.
+func (c *Config) capture() (capture.Config, error) {
+	mode, err := capture.ParseMode(c.Capture.Mode)
+	if err != nil {
+		return capture.Config{}, err
+	}
+	scope, err := capture.ParseProbeScope(c.Capture.ProbeScope)
+	if err != nil {
+		return capture.Config{}, err
+	}
+	out := capture.Config{
+		Mode: mode, PinDir: c.Capture.PinDir, CgroupRoot: c.Capture.CgroupRoot,
+		HostNetns: c.Capture.HostNetns, ProbeScope: scope,
+		Keepalive: sock.Keepalive{
+			Enabled: c.Sockets.Keepalive, Time: c.Sockets.KeepaliveTime, Interval: c.Sockets.KeepaliveInterval,
+			Retries: int(c.Sockets.KeepaliveRetries), UserTimeout: c.Sockets.UserTimeout,
+		},
+		IPv6: c.IPv6, DNS: c.DNSProxy, PortReuse: c.Sockets.PortReuse,
+		SpoofSource: c.Sockets.OriginalSource == nil || *c.Sockets.OriginalSource,
+	}
+	if c.Sockets.PacketMark != nil {
+		out.Mark = *c.Sockets.PacketMark
+	}
+	return out, nil
+}
+
+// proxyConfig is what every pod's proxy has in common.
+func (n *node) proxyConfig() dataplane.Config {
+	c := n.cfg
+	level := slog.LevelDebug
+	if c.PolicyInfo {
+		level = slog.LevelInfo
+	}
+	return dataplane.Config{
+		Network: c.Network, Node: c.LocalNode, ResponseBaggage: c.ResponseBaggage,
+		MaxStreams: int(c.HBONE.MaxStreams), IdleTimeout: c.HBONE.IdleTimeout,
+		Settings: hbone.Settings{
+			StreamWindow: c.HBONE.StreamWindow, ConnWindow: c.HBONE.ConnectionWindow, MaxFrameSize: c.HBONE.FrameSize,
+		},
+		TLS:     mtls.Options{TLS12: c.Control.TLS12, PQC: c.Control.PQC},
+		Illegal: c.IllegalPorts, LocalhostTunnel: c.LocalhostAppTunnel, DecisionLevel: level,
+	}
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
+	"github.com/ztunnel-go/ztunnel/dataplane/live"
+	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
+	"github.com/ztunnel-go/ztunnel/dataplane/relay"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
+	"github.com/ztunnel-go/ztunnel/dataplane/route"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/internal/mtls"
+)
+
+/* The life of an inbound connection (contract 5)
+ *
+ *	tunnel:    accept -> certificate -> handshake -> CONNECT -> target ----+
+ *	                                                                        +-> admit -> deliver -> answer -> relay -> report
+ *	plaintext: accept -> not to ourselves -> who are we --------------------+
+ *
+ * Functions stand in this order. What fails before admit is an early deny;
+ * from then on the connection is tracked. The part they share is written once:
+ * arrive.
+ */
+
+// tunnel serves one connection to port 15008 until it ends.
+func (p *Proxy) tunnel(c *capture.Conn) {
+	p.shared.Reporter.SocketOpened(report.Destination)
+	defer p.shared.Reporter.SocketClosed(report.Destination)
+	defer c.Close()
+
+	if err := p.serveTunnel(c); err != nil {
+		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+	}
+}
+
+// serveTunnel returns the errors that come before the first request; later
+// ones are the requests' own business.
+func (p *Proxy) serveTunnel(c *capture.Conn) error {
+	local := p.workload(p.ctx)
+	if local == nil {
+		return fmt.Errorf("signing error: workload is unknown: %s", p.pod.label())
+	}
+	bundle, err := p.shared.Certs.Certificate(p.ctx, local.Identity(), certs.RealTime)
+	if err != nil {
+		return fmt.Errorf("signing error: %w", err)
+	}
+	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, p.cfg.TLS), hbone.ServerConfig{
+		Settings: p.cfg.Settings,
+		Handler:  func(r *hbone.Connect) { p.serveConnect(c, r) },
+		Identity: mtls.PeerIdentity,
+	})
+	if err != nil {
+		return fmt.Errorf("tls handshake error: %w", err)
+	}
+	p.addTunnel(conn)
+	defer p.removeTunnel(conn)
+	if err := conn.Serve(p.ctx); err != nil {
+		p.log.Debug("tunnel ended", slog.Any("peer", c.Peer), slog.String("error", err.Error()))
+	}
+	return nil
+}
+
+// serveConnect is one user connection of a tunnel.
+func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
+	log := logs.Span(p.log, "inbound", slog.String("id", traceID(r.Header("traceparent"))), slog.Any("peer", c.Peer))
+	a, status, err := p.target(c, r)
+	if err != nil {
+		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+		p.reject(log, r, status)
+		return
+	}
+	p.arrive(a, tunnelled{p, log, r, a.local})
+}
+
+// target is steps 1 to 6 of the pipeline: what may be refused before anybody
+// is asked for permission (contract 5.2).
+func (p *Proxy) target(c *capture.Conn, r *hbone.Connect) (arrival, int, error) {
+	if r.Method != http.MethodConnect {
+		return arrival{}, http.StatusBadRequest, fmt.Errorf("expected method CONNECT, got %s", r.Method)
+	}
+	target, err := route.ParseTarget(r.Authority)
+	if err != nil {
+		return arrival{}, http.StatusBadRequest, err
+	}
+	local := p.workload(p.ctx)
+	if local == nil {
+		return arrival{}, http.StatusServiceUnavailable, p.errNoWorkload()
+	}
+	in := route.Inbound{
+		Local: local, Addr: c.Dst.Addr(), Network: p.cfg.Network,
+		Illegal: p.cfg.Illegal, LocalhostTunnel: p.cfg.LocalhostTunnel,
+	}
+	if err := in.Validate(p.view, target); err != nil {
+		return arrival{}, http.StatusBadRequest, err
+	}
+	up, err := in.Upstream(p.view, target)
+	if err != nil {
+		return arrival{}, http.StatusServiceUnavailable, err
+	}
+	forwarded := forwardedHost(r.Header("forwarded"))
+	a := arrival{
+		src: c.Peer, dst: up.Addr, dial: up.Dial, local: local,
+		host: forwarded,
+		report: report.Params{
+			Reporter: report.Destination,
+			Src:      c.Peer, Dst: c.Dst, HBONEAddr: r.Authority,
+			Destination: local, MutualTLS: true, SourceIdentity: r.Identity,
+			Service: route.GuessService(p.view, local, up.Services, forwarded, up.Addr.Port()),
+		},
+	}
+	a.report.Source, a.report.SourceBaggage = p.caller(c.Peer.Addr(), r)
+	if up.Proxy.IsValid() {
+		return arrival{}, http.StatusServiceUnavailable, errApplicationTunnel
+	}
+	return a, 0, nil
+}
+
+// errApplicationTunnel refuses what would need a PROXY header.
+var errApplicationTunnel = errors.New("application tunnels with PROXY protocol are not supported yet")
+
+// caller says who the labels name as the source: the workload with the peer's
+// address, unless a gateway stands between, else the peer's own word for it
+// (contract 5.8, 12.4).
+func (p *Proxy) caller(ip netip.Addr, r *hbone.Connect) (*mesh.Workload, *report.Baggage) {
+	if network := r.Header("x-forwarded-network"); len(network) == 0 || strings.EqualFold(network[0], p.cfg.Network) {
+		if w := p.view.WorkloadAt(mesh.NetworkAddr{Network: p.cfg.Network, Addr: ip}); w != nil {
+			return w, nil
+		}
+	}
+	if !p.cfg.ResponseBaggage {
+		return nil, nil
+	}
+	if b, ok := report.ParseBaggage(r.Header("baggage")); ok {
+		return nil, &b
+	}
+	return nil, nil
+}
+
+func forwardedHost(headers []string) string {
+	if len(headers) == 0 {
+		return ""
+	}
+	return route.ForwardedHost(headers[0])
+}
+
+// tunnelled is the client's end of an arrival through a tunnel.
+type tunnelled struct {
+	proxy *Proxy
+	log   *slog.Logger
+	conn  *hbone.Connect
+	local *mesh.Workload
+}
+
+func (t tunnelled) refuse(err error) {
+	status := http.StatusServiceUnavailable
+	if denied := (*rbac.DeniedError)(nil); errors.As(err, &denied) {
+		status = http.StatusUnauthorized
+	}
+	t.proxy.reject(t.log, t.conn, status)
+}
+
+func (t tunnelled) accept() (relay.Conn, error) {
+	var baggage *string
+	if t.proxy.cfg.ResponseBaggage {
+		b := report.BaggageOf(t.local).String()
+		baggage = &b
+	}
+	s, err := t.conn.Accept(baggage)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *Proxy) reject(log *slog.Logger, r *hbone.Connect, status int) {
+	if err := r.Reject(status); err != nil {
+		log.Debug("peer did not take the answer", slog.Int("status", status), slog.String("error", err.Error()))
+	}
+}
+
+// plaintext serves one connection to port 15006 (contract 5.7).
+func (p *Proxy) plaintext(c *capture.Conn) {
+	p.shared.Reporter.SocketOpened(report.Destination)
+	defer p.shared.Reporter.SocketClosed(report.Destination)
+	defer c.Close()
+
+	deny := func(err error) {
+		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+	}
+	if err := p.cfg.Illegal.Inbound(c.Dst.Port()); err != nil {
+		deny(err)
+		return
+	}
+	local := p.workload(p.ctx)
+	if local == nil {
+		deny(p.errNoWorkload())
+		return
+	}
+	p.arrive(arrival{
+		src: c.Peer, dst: c.Dst, dial: c.Dst, local: local,
+		report: report.Params{
+			Reporter: report.Destination,
+			Src:      c.Peer, Dst: c.Dst,
+			Source:      p.view.WorkloadAt(mesh.NetworkAddr{Network: p.cfg.Network, Addr: c.Peer.Addr()}),
+			Destination: local,
+			Service:     route.GuessService(p.view, local, route.Services(p.view, local), "", c.Dst.Port()),
+		},
+	}, plain{c})
+}
+
+// plain is the client's end of an arrival without a tunnel.
+type plain struct{ conn *capture.Conn }
+
+func (c plain) refuse(error)                { abort(c.conn) }
+func (c plain) accept() (relay.Conn, error) { return relay.TCP(c.conn.TCPConn), nil }
+
+// An arrival is a connection that has reached its pod and knows its target.
+type arrival struct {
+	src    netip.AddrPort // the TCP peer
+	dst    netip.AddrPort // what policy judges
+	dial   netip.AddrPort // where the application is
+	local  *mesh.Workload
+	host   string // of the forwarded header, for the admin dump
+	report report.Params
+}
+
+// A caller is the end from which an arrival came: told no, or told yes and
+// then copied with.
+type caller interface {
+	refuse(error)
+	accept() (relay.Conn, error)
+}
+
+// arrive is what both kinds of inbound connections have in common: admit,
+// deliver, answer, relay, report (contract 5.2 steps 6 to 9).
+func (p *Proxy) arrive(a arrival, from caller) {
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	rep := p.shared.Reporter.Open(a.report)
+	entry, err := p.live.Admit(live.Inbound{
+		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: a.local, Service: a.host,
+	}, cancel)
+	if err != nil {
+		from.refuse(err)
+		rep.Close(report.FlagDeny, err)
+		return
+	}
+	defer entry.Done()
+	flag, err := p.deliver(ctx, a, from, rep)
+	rep.Close(flag, err)
+}
+
+func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report.Conn) (report.Flag, error) {
+	application, err := p.sockets.Deliver(ctx, a.src.Addr(), a.dial)
+	if err != nil {
+		from.refuse(err)
+		return endOf(ctx, &deliveryError{err})
+	}
+	upstream := relay.TCP(application)
+	defer upstream.Close()
+	client, err := from.accept()
+	if err != nil {
+		upstream.Reset()
+		return endOf(ctx, err)
+	}
+	return p.relay(ctx, client, upstream, rep)
+}
+
+// abort closes a client's connection that got no upstream, by a reset: it must
+// not look like an empty answer.
+func abort(c *capture.Conn) {
+	relay.TCP(c.TCPConn).Reset()
+}
+
+var _ net.Conn = (*capture.Conn)(nil)

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"strings"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
+	"github.com/ztunnel-go/ztunnel/dataplane/live"
+	"github.com/ztunnel-go/ztunnel/dataplane/relay"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
+	"github.com/ztunnel-go/ztunnel/dataplane/route"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
+	"github.com/ztunnel-go/ztunnel/internal/identity"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/internal/mtls"
+)
+
+/* The life of an outbound connection (contract 3.1)
+ *
+ *	accept -> not to ourselves -> who are we -> decide -+- tunnel -+-> relay -> report
+ *	                                                    +- direct -+
+ *
+ * Functions stand in this order. Until the decision is made an error is an
+ * early deny; from then on the connection is tracked and every error goes
+ * through report.
+ */
+
+// errDoubleTunnel refuses what leads into another network.
+var errDoubleTunnel = errors.New("connection failed: tunnels into other networks are not supported yet")
+
+func (p *Proxy) outbound(c *capture.Conn) {
+	p.shared.Reporter.SocketOpened(report.Source)
+	defer p.shared.Reporter.SocketClosed(report.Source)
+	defer c.Close()
+
+	trace := newTrace()
+	log := logs.Span(p.log, "outbound", slog.String("id", trace.id))
+	source, out, err := p.decide(c)
+	if err != nil {
+		p.shared.Reporter.Denied(report.Early{Reporter: report.Source, Src: c.Peer, Dst: c.Dst, Err: err})
+		return
+	}
+	for _, w := range out.Warnings {
+		log.Warn(w)
+	}
+
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	entry := p.live.Track(live.Outbound{
+		Src: c.Peer, OriginalDst: c.Dst, ActualDst: out.Dial, Protocol: live.Protocol(out.Kind.String()),
+	}, cancel)
+	defer entry.Done()
+	rep := p.shared.Reporter.Open(outboundReport(c, source, out))
+	flag, err := p.forward(ctx, forwarding{c, source, out, trace}, rep)
+	rep.Close(flag, err)
+}
+
+// decide answers who is calling and where to. Its errors are early denies.
+func (p *Proxy) decide(c *capture.Conn) (*mesh.Workload, route.Outcome, error) {
+	if err := p.cfg.Illegal.Outbound(c.Dst); err != nil {
+		return nil, route.Outcome{}, err
+	}
+	source := p.workload(p.ctx)
+	if source == nil {
+		p.log.Warn(fmt.Sprintf("timed out waiting for workload '%s' from xds", p.pod.label()))
+		return nil, route.Outcome{}, p.errNoWorkload()
+	}
+	out := p.ask(route.Query{Source: source, SourceIP: c.Peer.Addr(), Network: p.cfg.Network, Dst: c.Dst})
+	switch out.Kind {
+	case route.Refuse:
+		return nil, out, out.Err
+	case route.DoubleTunnel:
+		return nil, out, errDoubleTunnel
+	}
+	return source, out, nil
+}
+
+// ask decides, and looks hostnames up as long as the decision needs them.
+func (p *Proxy) ask(q route.Query) route.Outcome {
+	for {
+		out := route.Decide(p.view, q, route.Weighted(mathrand.Uint64N))
+		if out.Kind != route.Resolve {
+			return out
+		}
+		addrs, err := p.shared.Lookup(p.ctx, out.Resolve)
+		if err != nil {
+			p.log.Warn("dns lookup failed", slog.String("hostname", out.Resolve), slog.String("error", err.Error()))
+		}
+		q = out.Again(addrs, err)
+	}
+}
+
+func outboundReport(c *capture.Conn, source *mesh.Workload, out route.Outcome) report.Params {
+	r := report.Params{
+		Reporter: report.Source,
+		Src:      c.Peer, Dst: out.Dial, HBONEAddr: out.Authority,
+		Source: source, Destination: out.NextHop, Service: out.Service,
+	}
+	if out.Kind == route.Tunnel {
+		r.MutualTLS, r.SourceIdentity = true, source.Identity()
+	}
+	return r
+}
+
+// forwarding is one decided connection.
+type forwarding struct {
+	conn   *capture.Conn
+	source *mesh.Workload
+	out    route.Outcome
+	trace  trace
+}
+
+// forward connects to the next hop and copies until both directions ended.
+func (p *Proxy) forward(ctx context.Context, f forwarding, rep *report.Conn) (report.Flag, error) {
+	upstream, err := p.connect(ctx, f)
+	if err != nil {
+		abort(f.conn)
+		return outboundFailure(ctx, err)
+	}
+	defer upstream.Close()
+	return p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep)
+}
+
+func (p *Proxy) connect(ctx context.Context, f forwarding) (relay.Conn, error) {
+	if f.out.Kind == route.Direct {
+		c, err := p.sockets.Dial(ctx, f.out.Dial)
+		if err != nil {
+			return nil, err
+		}
+		return relay.TCP(c), nil
+	}
+	key := hbone.Key{
+		Local:  f.source.Identity(),
+		Expect: joinIDs(f.out.Expect),
+		Dst:    f.out.Dial,
+		Src:    f.conn.Peer.Addr(),
+	}
+	stream, _, err := p.pool.Open(ctx, key, hbone.Request{
+		Authority:   f.out.Authority,
+		Baggage:     report.BaggageOf(f.source).String(),
+		Forwarded:   route.Forwarded(f.conn.Peer, f.out.Service),
+		TraceParent: f.trace.parent(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
+}
+
+// dialTunnel is the pool's way to a peer.
+func (p *Proxy) dialTunnel(ctx context.Context, k hbone.Key) (net.Conn, error) {
+	c, err := p.sockets.Dial(ctx, k.Dst)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// tunnelTLS is the handshake that a new tunnel makes. The certificate is that
+// of the moment.
+func (p *Proxy) tunnelTLS(ctx context.Context, k hbone.Key) (*tls.Config, error) {
+	bundle, err := p.shared.Certs.Certificate(ctx, k.Local, certs.RealTime)
+	if err != nil {
+		return nil, &identityError{err}
+	}
+	return mtls.Client(bundle, splitIDs(k.Expect), p.cfg.TLS), nil
+}
+
+// relay copies between the two ends, counting as it goes.
+func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn) (report.Flag, error) {
+	err := relay.Copy(ctx, client, upstream, relay.Counts{
+		Sent:     rep.AddReceived, // metrics take the server's view: what the client sends is received
+		Received: rep.AddSent,
+	})
+	return endOf(ctx, err)
+}
+
+// idSeparator cannot stand in a parsed identity that a pool key is made of:
+// spiffe ids come from xDS strings and a newline is no part of any.
+const idSeparator = "\n"
+
+func joinIDs(ids []identity.ID) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteString(idSeparator)
+		}
+		b.WriteString(id.String())
+	}
+	return b.String()
+}
+
+// splitIDs undoes joinIDs. What does not parse matches nobody and is left out.
+func splitIDs(s string) []identity.ID {
+	var ids []identity.ID
+	for part := range strings.SplitSeq(s, idSeparator) {
+		if id, err := identity.Parse(part); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// A trace names one user connection in both proxies' logs (contract 4.5).
+type trace struct{ id, span string }
+
+func newTrace() trace {
+	var b [24]byte
+	rand.Read(b[:]) // never fails: crypto/rand
+	return trace{hex.EncodeToString(b[:16]), hex.EncodeToString(b[16:])}
+}
+
+// parent is the traceparent header's value.
+func (t trace) parent() string { return "00-" + t.id + "-" + t.span + "-00" }
+
+// traceID reads the id out of a traceparent header, or makes a new one
+// (contract 5.1).
+func traceID(headers []string) string {
+	const length = 55
+	if len(headers) == 1 && len(headers[0]) == length {
+		parts := strings.Split(headers[0], "-")
+		if len(parts) == 4 && len(parts[1]) == 32 {
+			if _, err := hex.DecodeString(parts[1]); err == nil {
+				return parts[1]
+			}
+		}
+	}
+	return newTrace().id
+}
