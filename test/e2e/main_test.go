@@ -30,8 +30,8 @@ import (
 	"github.com/ztunnel-go/ztunnel/test/rig"
 )
 
-// binary is the proxy under test, built once.
-var binary string
+// ztunnel is the proxy under test, built once.
+var ztunnel string
 
 func TestMain(m *testing.M) {
 	netlab.Main()
@@ -45,7 +45,7 @@ func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "zte2e-")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		binary, err = rig.Build(dir, os.Getenv("ZTUNNEL_RACE") != "")
+		ztunnel, err = rig.Build(dir, os.Getenv("ZTUNNEL_RACE") != "")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -126,7 +126,7 @@ func plan(t *testing.T) *world {
 	w.resolvers = [2]netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("10.96.0.11")}
 	w.serve(w.b.Host, serve.Options{HTTP: port(portHTTP), Echo: port(portEcho), Sink: port(portSink), Source: port(portSource)})
 
-	mesh, err := rig.New(w.lab, binary)
+	mesh, err := rig.New(w.lab, ztunnel)
 	must(t, err)
 	w.mesh = mesh
 	t.Cleanup(w.close)
