@@ -170,23 +170,26 @@ func (d *demo) buildServers() error {
 }
 
 // close ends the proxies, then takes the lab away. Both are claims as well:
-// the proxy goes when it is told to, and leaves nothing.
-func (d *demo) close() error {
+// the proxy goes when it is told to, and leaves nothing. It adds to err what
+// went wrong in it; if anything has, it prints the end of the logs.
+func (d *demo) close(err error) error {
 	if d.lab == nil {
-		return nil
+		return err
 	}
 	d.table.title("The end")
-	failed := len(d.table.failed) > 0
-	d.stopProxies()
-	if failed || len(d.table.failed) > 0 {
+	if err == nil {
+		d.stopProxies()
+	}
+	if interrupted := d.table.over.Err() != nil; !interrupted && (err != nil || len(d.table.failed) > 0) {
 		d.printLogs(os.Stdout)
 	}
-	err := d.wire.close()
+	err = errors.Join(err, d.wire.close())
 	if d.mesh != nil {
 		err = errors.Join(err, d.mesh.Close())
 	}
 	dir, cgroup, pins := d.lab.Dir(), d.lab.CgroupRoot(), d.lab.PinDir()
 	err = errors.Join(err, d.lab.Close())
+	d.table.over = context.Background() // this one matters most when interrupted
 	d.table.check("nothing is left: pins, cgroup, namespaces, files", func() (string, error) {
 		return "no " + pins + ", no " + cgroup, errors.Join(gone(pins), gone(cgroup), gone(dir))
 	})

@@ -78,23 +78,27 @@ func parseFlags(args []string) (o options, err error) {
 // run returns whether every line held. Whatever happens, nothing that it made
 // is left behind.
 func run(o options) (bool, error) {
+	if os.Geteuid() != 0 {
+		return false, errors.New("namespaces and their links are made by root: try sudo")
+	}
 	interrupted, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer stop()
 	ctx, cancel := context.WithTimeout(interrupted, patience)
 	defer cancel()
 
-	d := &demo{options: o, table: newTable(os.Stdout), ledger: newLedger()}
+	d := &demo{options: o, table: newTable(interrupted, os.Stdout), ledger: newLedger()}
 	err := d.build(ctx)
 	if err == nil {
 		d.show(ctx)
 	}
 	if interrupted.Err() != nil {
-		err = errors.Join(errors.New("interrupted"), err)
+		err = errors.New("interrupted")
 	}
 	if err == nil && o.shell {
+		d.table.over = context.Background() // from here on SIGINT is for what runs in the shell
 		err = d.shell()
 	}
-	err = errors.Join(err, d.close())
+	err = d.close(err)
 	return d.table.summary(), err
 }
 

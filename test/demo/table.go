@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -13,12 +14,15 @@ import (
 // Lines appear as they are checked.
 type table struct {
 	out     io.Writer
+	over    context.Context //nolint:containedctx // when it ends, what is not checked yet is left out
 	began   time.Time
 	checked int
 	failed  []string
 }
 
-func newTable(out io.Writer) *table { return &table{out: out, began: time.Now()} }
+func newTable(over context.Context, out io.Writer) *table {
+	return &table{over: over, out: out, began: time.Now()}
+}
 
 // claimWidth fits the longest claim.
 const claimWidth = 56
@@ -28,9 +32,15 @@ func (t *table) title(s string) { fmt.Fprintf(t.out, "\n%s\n", s) }
 // check makes a line: the claim holds if see returns no error, and what it
 // returns is what was seen.
 func (t *table) check(claim string, see func() (string, error)) {
-	t.checked++
+	if t.over.Err() != nil {
+		return
+	}
 	began := time.Now()
 	saw, err := see()
+	if t.over.Err() != nil {
+		return // it saw the interruption
+	}
+	t.checked++
 	took := fmt.Sprintf("%6d ms", time.Since(began).Milliseconds())
 	mark := "ok  "
 	if err != nil {
