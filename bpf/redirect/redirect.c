@@ -410,14 +410,14 @@ static __always_inline __u32 choose(struct flow *f, bool came_by_lo, enum reason
 	return SLOT_PLAINTEXT;
 }
 
-static __always_inline int steer_udp(struct bpf_sk_lookup *ctx, bool came_by_lo,
-				     const struct address *to)
+/* Of UDP only DNS, and only what the pod's rule has brought to lo. */
+static __always_inline __u32 choose_udp(struct flow *f, bool came_by_lo)
 {
-	if (!dns || !came_by_lo || ctx->local_port != PORT_DNS)
-		return SK_PASS;
-	if (is_loopback(to) || is_own_address(self, to))
-		return SK_PASS;
-	return assign(ctx, ctx->family == AF_INET ? SLOT_DNS_UDP4 : SLOT_DNS_UDP6, STEER_DNS_UDP);
+	if (!dns || !came_by_lo || f->to_port != PORT_DNS)
+		return PASSES;
+	if (is_loopback(&f->to) || is_own_address(self, &f->to))
+		return PASSES;
+	return is_ip4(&f->to) ? SLOT_DNS_UDP4 : SLOT_DNS_UDP6;
 }
 
 /* Asked only for what no established socket has: SYNs and unconnected UDP. For
@@ -454,8 +454,10 @@ int steer(struct bpf_sk_lookup *ctx)
 	f.from_port = bpf_ntohs(ctx->remote_port);
 	f.to_port = ctx->local_port;
 
-	if (ctx->protocol == IPPROTO_UDP)
-		return steer_udp(ctx, came_by_lo, &f.to);
+	if (ctx->protocol == IPPROTO_UDP) {
+		slot = choose_udp(&f, came_by_lo);
+		return slot == PASSES ? SK_PASS : assign(ctx, slot, STEER_DNS_UDP);
+	}
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
 	slot = choose(&f, came_by_lo, &why);
@@ -466,51 +468,69 @@ int steer(struct bpf_sk_lookup *ctx)
 
 /* ---- hold: while nobody listens ---- */
 
+/* What the headers say, as far as they are looked at. */
+struct headers {
+	struct flow flow;
+	__u8 protocol;
+	__u8 flags; /* of TCP */
+};
+
+static __always_inline bool read_headers(struct __sk_buff *skb, struct headers *h)
+{
+	__u8 ip[40];
+	__be16 ports[2];
+	__u32 at;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes_relative(skb, 0, ip, 20, BPF_HDR_START_NET))
+			return 0;
+		h->protocol = ip[9];
+		h->flow.from = from_ip4(*(__u32 *)(ip + 12));
+		h->flow.to = from_ip4(*(__u32 *)(ip + 16));
+		at = (ip[0] & 0xf) * 4;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes_relative(skb, 0, ip, 40, BPF_HDR_START_NET))
+			return 0;
+		h->protocol = ip[6];
+		__builtin_memcpy(&h->flow.from, ip + 8, 16);
+		__builtin_memcpy(&h->flow.to, ip + 24, 16);
+		at = 40;
+	} else {
+		return 0;
+	}
+	if (h->protocol != IPPROTO_TCP && h->protocol != IPPROTO_UDP)
+		return 0;
+	if (bpf_skb_load_bytes_relative(skb, at, ports, sizeof(ports), BPF_HDR_START_NET))
+		return 0;
+	h->flow.from_port = bpf_ntohs(ports[0]);
+	h->flow.to_port = bpf_ntohs(ports[1]);
+	if (h->protocol == IPPROTO_UDP)
+		return 1;
+	return !bpf_skb_load_bytes_relative(skb, at + TCP_FLAGS, &h->flags, 1, BPF_HDR_START_NET);
+}
+
 /* A dropped lookup is answered with a reset (inet_lookup_run_sk_lookup takes it
- * for ECONNREFUSED). A SYN that never arrives is sent again, by when a new
- * process may be listening. So the same decision is made before the lookup, for
- * the sake of an empty slot only; whatever cannot be read here goes on to steer,
- * which captures it or has it refused. */
+ * for ECONNREFUSED) or "port unreachable". A SYN or query that never arrives is
+ * sent again, by when a new process may be listening. So the same decision is
+ * made before the lookup, for the sake of an empty slot only; whatever cannot be
+ * read here goes on to steer, which captures it or has it refused. */
 SEC("tc")
 int hold(struct __sk_buff *skb)
 {
 	bool came_by_lo = skb->ifindex == LOOPBACK_IFINDEX;
-	struct flow f = {};
+	struct headers h = {};
 	struct bpf_sock *sk;
 	enum reason why;
-	__be16 ports[2];
-	__u32 slot, at;
-	__u8 head[40], flags;
+	__u32 slot;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes_relative(skb, 0, head, 20, BPF_HDR_START_NET))
-			return TC_ACT_UNSPEC;
-		if (head[9] != IPPROTO_TCP)
-			return TC_ACT_UNSPEC;
-		at = (head[0] & 0xf) * 4;
-		f.from = from_ip4(*(__u32 *)(head + 12));
-		f.to = from_ip4(*(__u32 *)(head + 16));
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes_relative(skb, 0, head, 40, BPF_HDR_START_NET))
-			return TC_ACT_UNSPEC;
-		if (head[6] != IPPROTO_TCP)
-			return TC_ACT_UNSPEC;
-		at = 40;
-		__builtin_memcpy(&f.from, head + 8, 16);
-		__builtin_memcpy(&f.to, head + 24, 16);
-	} else {
+	if (!read_headers(skb, &h))
 		return TC_ACT_UNSPEC;
-	}
-	if (bpf_skb_load_bytes_relative(skb, at + TCP_FLAGS, &flags, 1, BPF_HDR_START_NET))
+	if (h.protocol == IPPROTO_TCP && (h.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return TC_ACT_UNSPEC;
-	if ((flags & (TCP_SYN | TCP_ACK)) != TCP_SYN || !is_enrolled(self))
+	if (!is_enrolled(self))
 		return TC_ACT_UNSPEC;
-	if (bpf_skb_load_bytes_relative(skb, at, ports, sizeof(ports), BPF_HDR_START_NET))
-		return TC_ACT_UNSPEC;
-	f.from_port = bpf_ntohs(ports[0]);
-	f.to_port = bpf_ntohs(ports[1]);
-
-	slot = choose(&f, came_by_lo, &why);
+	slot = h.protocol == IPPROTO_TCP ? choose(&h.flow, came_by_lo, &why)
+					 : choose_udp(&h.flow, came_by_lo);
 	if (slot == PASSES)
 		return TC_ACT_UNSPEC;
 	sk = bpf_map_lookup_elem(&listeners, &slot);

@@ -119,6 +119,10 @@ func TestKilledProxiesLeaveCaptureClosed(t *testing.T) {
 	must(t, err)
 	defer u.Close()
 	u.Write([]byte("a name"))
+	u.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	if n, err := u.Read(make([]byte, 1)); !os.IsTimeout(err) {
+		t.Errorf("a query does not wait: %d bytes, %v", n, err)
+	}
 	for _, to := range []string{pod.Addr(8080).String(), pod.Addr6(8080).String(), pod.Addr(15008).String()} {
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 		c, err := other.Dial(ctx, "tcp", to)
