@@ -195,8 +195,8 @@ func (d *direction) transfer() (writing bool, err error) {
 
 // pump is the way for a Conn of which nothing more is known.
 func pump(src io.Reader, to *sink) error {
-	b := small.get()
-	defer small.put(b)
+	b := getBuffer(small)
+	defer buffers[small].Put(b)
 	for {
 		n, err := src.Read(*b)
 		if n > 0 {

@@ -51,29 +51,27 @@ func (t *tcp) Close() (err error) {
 
 // What a direction reads with: a little first, and more once that was filled.
 // Neither is held while there is nothing to read.
-var (
-	small = bufferPool{size: 16 << 10}
-	large = bufferPool{size: 64 << 10}
+const (
+	small = iota
+	large
 )
+
+const smallSize = 16 << 10
+
+var buffers = [...]sync.Pool{
+	small: {New: func() any { b := make([]byte, smallSize); return &b }},
+	large: {New: func() any { b := make([]byte, 4*smallSize); return &b }},
+}
+
+func getBuffer(size int) *[]byte { return buffers[size].Get().(*[]byte) }
 
 // spliceMin is how much must wait in a socket for splice(2), with its pipe and
 // its two calls, to be worth more than a copy.
 const spliceMin = 64 << 10
 
-type bufferPool struct {
-	pool sync.Pool
-	size int
-}
-
-func (b *bufferPool) get() *[]byte {
-	if p, ok := b.pool.Get().(*[]byte); ok {
-		return p
-	}
-	p := make([]byte, b.size)
-	return &p
-}
-
-func (b *bufferPool) put(p *[]byte) { b.pool.Put(p) }
+// spliceMax is how much moves at most before it is counted: a socket may hold
+// many megabytes, and counts are to be live.
+const spliceMax = 1 << 20
 
 // pump carries bytes from t until its end.
 func (t *tcp) pump(to *sink) error {
@@ -81,12 +79,12 @@ func (t *tcp) pump(to *sink) error {
 	if err != nil {
 		return err
 	}
-	from := &source{raw: raw, pool: &small}
+	from := &source{raw: raw, size: small}
 	slow := newStall(raw, to.d)
 	defer slow.timer.Stop()
 	out, _ := to.d.dst.(*tcp)
 	for {
-		if out != nil && from.filled && from.pool == &large {
+		if out != nil && from.filled && from.size == large {
 			slow.begin()
 			err := t.splice(out, raw, to)
 			slow.end()
@@ -124,7 +122,7 @@ func (t *tcp) splice(out *tcp, raw syscall.RawConn, to *sink) error {
 		if err != nil || waiting < spliceMin {
 			return nil // an ordinary read says what is wrong, if anything is
 		}
-		n, err := out.c.ReadFrom(&io.LimitedReader{R: t.c, N: int64(waiting)})
+		n, err := out.c.ReadFrom(&io.LimitedReader{R: t.c, N: int64(min(waiting, spliceMax))})
 		to.moved(int(n), err)
 		if err != nil {
 			return err
@@ -137,7 +135,7 @@ func (t *tcp) splice(out *tcp, raw syscall.RawConn, to *sink) error {
 // read needs no closure of its own.
 type source struct {
 	raw    syscall.RawConn
-	pool   *bufferPool
+	size   int // small or large
 	buf    *[]byte
 	n      int
 	err    error
@@ -164,7 +162,7 @@ func (s *source) next() (*[]byte, error) {
 
 // read reads if there is something; false has the poller wait.
 func (s *source) read(fd uintptr) bool {
-	s.buf = s.pool.get()
+	s.buf = getBuffer(s.size)
 	for {
 		s.n, s.err = unix.Read(int(fd), *s.buf)
 		if !errors.Is(s.err, unix.EINTR) {
@@ -183,18 +181,18 @@ func (s *source) read(fd uintptr) bool {
 
 // done takes the buffer back, and chooses the next by how full it was.
 func (s *source) done(p *[]byte) {
-	s.pool.put(p)
+	buffers[s.size].Put(p)
 	s.buf = nil
 	switch {
 	case s.filled:
-		s.pool = &large
-	case s.n < small.size:
-		s.pool = &small
+		s.size = large
+	case s.n < smallSize:
+		s.size = small
 	}
 }
 
 func (s *source) drop() {
-	s.pool.put(s.buf)
+	buffers[s.size].Put(s.buf)
 	s.buf = nil
 }
 
