@@ -133,20 +133,24 @@ func (n *node) dumpPods() []admin.Pod {
 	statuses := n.inpod.Pods()
 	out := make([]admin.Pod, len(statuses))
 	for i, s := range statuses {
-		pod := admin.Pod{
-			UID: s.Pod.UID, Name: s.Pod.Name, Namespace: s.Pod.Namespace,
-			ServiceAccount: s.Pod.ServiceAccount, State: dumpState(s.State),
-		}
-		if s.Err != nil {
-			pod.Health = s.Err.Error()
-		}
-		if p, ok := s.Proxy.(*podProxy); ok {
-			pod.Capture = p.capture.Tier().String()
-			pod.Connections = connectionsOf(p.proxy.Live())
-		}
-		out[i] = pod
+		out[i] = dumpPod(s)
 	}
 	return out
+}
+
+func dumpPod(s inpod.Status) admin.Pod {
+	pod := admin.Pod{
+		UID: s.Pod.UID, Name: s.Pod.Name, Namespace: s.Pod.Namespace,
+		ServiceAccount: s.Pod.ServiceAccount, State: dumpState(s.State),
+	}
+	if s.Err != nil {
+		pod.Health = s.Err.Error()
+	}
+	if p, ok := s.Proxy.(*podProxy); ok {
+		pod.Capture = p.capture.Tier().String()
+		pod.Connections = connectionsOf(p.proxy.Live())
+	}
+	return pod
 }
 
 // dumpState is a state in the reference's words, which has none for a pod that
@@ -193,11 +197,13 @@ type podLine struct {
 	Error                                string `json:",omitempty"`
 }
 
+// podPage tells, other than the dump, a parked pod from one that ends.
 func (n *node) podPage() []podLine {
-	pods := n.dumpPods()
-	out := make([]podLine, len(pods))
-	for i, p := range pods {
-		out[i] = podLine{p.UID, p.Name, p.Namespace, p.ServiceAccount, p.State, p.Capture, p.Health}
+	statuses := n.inpod.Pods()
+	out := make([]podLine, len(statuses))
+	for i, s := range statuses {
+		p := dumpPod(s)
+		out[i] = podLine{p.UID, p.Name, p.Namespace, p.ServiceAccount, string(s.State), p.Capture, p.Health}
 	}
 	return out
 }
