@@ -204,7 +204,7 @@ func TestPodVanishes(t *testing.T) {
 	must(t, w.p2.Agent.Del("d"))
 	w.eventually(t, func() error {
 		if _, still := w.pods(t, w.p2)["d"]; still {
-			return errors.New("d is still in the dump")
+			return errors.New("d is still there")
 		}
 		if pins := podPins(t, w.p2); len(pins) != 1 {
 			return fmt.Errorf("pins of pods are %v, want b's alone", pins)
@@ -223,20 +223,19 @@ func podPins(t *testing.T, p *rig.Proxy) []string {
 	return pins
 }
 
-// podState is what the dump says of a pod.
-type podState struct {
-	State   string
-	Capture struct{ Tier, Health string }
-}
+// A podState is a line of /debug/pods.
+type podState struct{ UID, State, Capture, Error string }
 
-// pods are those of a proxy's dump, by uid.
+// pods are those that a proxy knows, by uid.
 func (w *world) pods(t *testing.T, p *rig.Proxy) map[string]podState {
 	t.Helper()
-	_, body, err := p.Get(t.Context(), "15000/config_dump")
+	_, body, err := p.Get(t.Context(), "15000/debug/pods")
 	must(t, err)
-	var dump struct {
-		WorkloadState map[string]podState
+	var lines []podState
+	must(t, json.Unmarshal([]byte(body), &lines))
+	pods := map[string]podState{}
+	for _, line := range lines {
+		pods[line.UID] = line
 	}
-	must(t, json.Unmarshal([]byte(body), &dump))
-	return dump.WorkloadState
+	return pods
 }
