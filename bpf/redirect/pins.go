@@ -61,8 +61,8 @@ func ensureMounted(pinDir string) error {
 			return err
 		}
 	}
-	if !isBPF(parent) {
-		return fmt.Errorf("%s does not exist on the bpf file system: make it, or choose BPF_PIN_DIR right below %s", parent, mountPoint)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
 	}
 	return nil
 }

@@ -111,3 +111,27 @@ func TestAnotherPodCannotForgeAnAnnouncement(t *testing.T) {
 		t.Errorf("%d passed as the host", got)
 	}
 }
+
+func TestASourceRouteLeadsNowhere(t *testing.T) {
+	r := newRig(t)
+	pod, victim := r.pod("a"), r.pod("b")
+	r.capture(pod)
+	packets := recordTCP(t, pod)
+	// To loopback, by way of another pod: connect sees only loopback.
+	hop := victim.IPv4.As4()
+	route := append([]byte{1, 131, 7, 4}, hop[:]...) // NOP, LSRR (RFC 791)
+	for _, to := range []string{"127.0.0.1:8080", pod.Addr(8080).String(), victim.Addr(8080).String()} {
+		fd := socket(t, pod.Host, unix.AF_INET, unix.SOCK_STREAM, 0)
+		must(t, unix.SetsockoptString(fd, unix.SOL_IP, unix.IP_OPTIONS, string(route)))
+		must(t, unix.SetNonblock(fd, true))
+		if err := unix.Connect(fd, sockaddr4(to)); err != nil && err != unix.EINPROGRESS {
+			t.Logf("%s: %v", to, err)
+		}
+	}
+	if r.count("egress", "dropped_escape") == 0 {
+		t.Error("the guard had nothing to do: does the test still try to escape?")
+	}
+	for _, p := range packets() {
+		t.Errorf("left the pod: %v", p)
+	}
+}

@@ -2,7 +2,11 @@
 
 package capture
 
-import "testing"
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
 
 func TestModesAndScopes(t *testing.T) {
 	for s, want := range map[string]Mode{"": Auto, "auto": Auto, "ebpf": EBPF, "istio-cni": IstioCNI} {
@@ -29,5 +33,22 @@ func TestRolesHaveTheirPorts(t *testing.T) {
 		if role.Port() != port {
 			t.Errorf("%v: %d", role, role.Port())
 		}
+	}
+}
+
+func TestTheCgroupRootIsTheRealOne(t *testing.T) {
+	root, err := cgroupRoot("")
+	if err != nil {
+		t.Skip(err) // this machine shows none
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil || st.Ino != realRootInode {
+		t.Errorf("%s has inode %d, %v", root, st.Ino, err)
+	}
+	if _, err := cgroupRoot(t.TempDir()); err == nil {
+		t.Error("a directory that is no cgroup was taken")
+	}
+	if got, err := cgroupRoot(root + "/"); err != nil || got != root {
+		t.Errorf("explicit root: %s, %v", got, err)
 	}
 }

@@ -160,11 +160,8 @@ func (n *Node) add(ctx context.Context, info PodInfo, ns *netns.NS) (*Pod, error
 		p.tier = tier
 		err = p.open(ctx)
 	}
-	if err != nil && p.steer != nil && !p.inherited {
-		return nil, errors.Join(err, p.Remove(ctx))
-	}
 	if err != nil {
-		return nil, errors.Join(err, p.Release())
+		return nil, errors.Join(err, p.Abandon(ctx))
 	}
 	return p, nil
 }

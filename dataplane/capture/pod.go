@@ -23,15 +23,17 @@ const checkInterval = 15 * time.Second
 
 /* The life of a pod
  *
- *	Add -> Enable -+-> Remove    capture ends
- *	               +-> Release   capture stays, closed
+ *	Add -> Enable -+-> Remove            capture ends
+ *	               +-> Park -> Remove    it stays, closed, and ends later
+ *	               +-> Release           it stays, closed, for the next process
+ *	               +-> Abandon           Enable failed: the first or the last of these
  *
  * In Add order: steering program, listeners, addresses, rules. The enrolment,
  * which diverts the first connection, is written last and taken out first.
  */
 
 // A Pod is one pod's capture. Its methods may be called by several goroutines;
-// Add, Enable, Remove and Release by one at a time.
+// Add, Enable and those that end it by one at a time.
 type Pod struct {
 	node     *Node
 	info     PodInfo
@@ -302,7 +304,22 @@ func (p *Pod) withdraw() error {
 	return errors.Join(p.router.remove(), p.steer.Remove())
 }
 
-// quiet ends the pod's goroutines and closes its listeners.
+// Park stops serving the pod and keeps what Remove needs. In tier A its capture
+// stays, closed. Remove or Release must follow.
+func (p *Pod) Park() error { return p.quiet() }
+
+// Abandon undoes Add, also after an Enable that failed: nothing of the pod's
+// capture is left, unless an earlier process had captured the pod. Then it
+// stays so, closed, since to let go would be to let out what was protected.
+func (p *Pod) Abandon(ctx context.Context) error {
+	if p.steer != nil && !p.inherited {
+		return p.Remove(ctx)
+	}
+	return p.Release()
+}
+
+// quiet ends the pod's goroutines and closes its listeners. Later calls do
+// nothing.
 func (p *Pod) quiet() error {
 	p.stop()
 	var errs []error
