@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fakeistiod
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/ztunnel-go/ztunnel/xds/pb/discoverypb"
+)
+
+// A World is a set of resources that is served as a real control plane serves
+// it: whole to whoever subscribes to a type, by name to whoever asks so, and
+// then as it changes.
+type World struct {
+	mu      sync.Mutex
+	version int
+	by      map[key]Resource
+	streams map[*watcher]bool
+}
+
+type key struct{ typeURL, name string }
+
+func newWorld() *World {
+	return &World{by: map[key]Resource{}, streams: map[*watcher]bool{}}
+}
+
+// A watcher is a stream that the world is served to.
+type watcher struct {
+	mu    sync.Mutex
+	dirty map[key]bool  // changed and not told yet
+	bell  chan struct{} // capacity 1
+}
+
+// Put adds or replaces resources and pushes them, in one response for each
+// type where nothing else is under way. Resources get the world's version
+// unless they have one.
+func (w *World) Put(resources ...Resource) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.version++
+	var keys []key
+	for _, r := range resources {
+		if r.Version == "" {
+			r.Version = "v" + strconv.Itoa(w.version)
+		}
+		k := key{r.Type, r.Name}
+		w.by[k] = r
+		keys = append(keys, k)
+	}
+	w.notify(keys)
+}
+
+// Remove removes resources and says so.
+func (w *World) Remove(typeURL string, names ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var keys []key
+	for _, n := range names {
+		delete(w.by, key{typeURL, n})
+		keys = append(keys, key{typeURL, n})
+	}
+	w.notify(keys)
+}
+
+func (w *World) notify(keys []key) {
+	for s := range w.streams {
+		s.mu.Lock()
+		for _, k := range keys {
+			s.dirty[k] = true
+		}
+		s.mu.Unlock()
+		select {
+		case s.bell <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// find looks a name up, as a name or as an alias.
+func (w *World) find(typeURL, name string) (Resource, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r, ok := w.by[key{typeURL, name}]; ok {
+		return r, true
+	}
+	for k, r := range w.by {
+		if k.typeURL == typeURL && slices.Contains(r.Aliases, name) {
+			return r, true
+		}
+	}
+	return Resource{}, false
+}
+
+func (w *World) names(typeURL string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var names []string
+	for k := range w.by {
+		if k.typeURL == typeURL {
+			names = append(names, k.name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// A subscription is what a stream wants of one type.
+type subscription struct {
+	all   bool
+	names map[string]bool
+}
+
+// serve answers a stream until it ends.
+func (w *World) serve(st *Stream) error {
+	self := &watcher{dirty: map[key]bool{}, bell: make(chan struct{}, 1)}
+	w.mu.Lock()
+	w.streams[self] = true
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.streams, self)
+	}()
+
+	requests := make(chan *discoverypb.DeltaDiscoveryRequest)
+	var failed error
+	go func() { // ends with the stream
+		defer close(requests)
+		for {
+			req, err := st.Recv()
+			if err != nil {
+				failed = err
+				return
+			}
+			select {
+			case requests <- req:
+			case <-st.Done():
+				return
+			}
+		}
+	}()
+	server := &serving{w: w, st: st, wants: map[string]*subscription{}}
+	for {
+		select {
+		case req, ok := <-requests:
+			if !ok {
+				return failed
+			}
+			if err := server.request(req); err != nil {
+				return err
+			}
+		case <-self.bell:
+			self.mu.Lock()
+			dirty := self.dirty
+			self.dirty = map[key]bool{}
+			self.mu.Unlock()
+			if err := server.changed(dirty); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// serving is the server's side of one stream.
+type serving struct {
+	w     *World
+	st    *Stream
+	wants map[string]*subscription
+	nonce int
+}
+
+func (s *serving) request(req *discoverypb.DeltaDiscoveryRequest) error {
+	sub := s.wants[req.GetTypeUrl()]
+	if sub == nil {
+		return s.subscribe(req)
+	}
+	for _, n := range req.GetResourceNamesSubscribe() {
+		sub.names[n] = true
+	}
+	if names := req.GetResourceNamesSubscribe(); len(names) > 0 {
+		return s.tell(req.GetTypeUrl(), names)
+	}
+	return nil // an answer
+}
+
+// subscribe answers the first request of a type.
+func (s *serving) subscribe(req *discoverypb.DeltaDiscoveryRequest) error {
+	url := req.GetTypeUrl()
+	sub := &subscription{names: map[string]bool{}}
+	s.wants[url] = sub
+	sub.all = !slices.Contains(req.GetResourceNamesUnsubscribe(), "*")
+	known := slices.Sorted(maps.Keys(req.GetInitialResourceVersions()))
+	for _, n := range known {
+		sub.names[n] = true
+	}
+	names := known
+	if sub.all {
+		names = append(names, s.w.names(url)...)
+		slices.Sort(names)
+	} else if len(names) == 0 {
+		return s.st.Headers()
+	}
+	return s.tell(url, slices.Compact(names))
+}
+
+func (s *serving) changed(dirty map[key]bool) error {
+	byType := map[string][]string{}
+	for k := range dirty {
+		if sub := s.wants[k.typeURL]; sub != nil && (sub.all || sub.names[k.name]) {
+			byType[k.typeURL] = append(byType[k.typeURL], k.name)
+		}
+	}
+	for url, names := range byType {
+		slices.Sort(names)
+		if err := s.tell(url, names); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tell sends what the names are now, or that they are gone.
+func (s *serving) tell(url string, names []string) error {
+	var resources []Resource
+	var removed []string
+	for _, n := range names {
+		if r, ok := s.w.find(url, n); ok {
+			resources = append(resources, r)
+		} else {
+			removed = append(removed, n)
+		}
+	}
+	s.nonce++
+	return s.st.Send(Response(url, "n"+strconv.Itoa(s.nonce), resources, removed...))
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xds
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztunnel-go/ztunnel/xds/delta"
+)
+
+// Metrics counts what happens between us and the control plane (contract
+// 12.2).
+type Metrics struct {
+	terminations, messages, bytes *prometheus.CounterVec
+}
+
+var _ delta.Observer = (*Metrics)(nil)
+
+// NewMetrics registers the istio_xds families.
+func NewMetrics(to prometheus.Registerer) *Metrics {
+	counter := func(name, unit, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Unit: unit, Help: help}, []string{label})
+	}
+	m := &Metrics{
+		terminations: counter("istio_xds_connection_terminations_total", "", "The total number of terminated connections to the control plane (unstable)", "reason"),
+		messages:     counter("istio_xds_message_total", "", "Total number of messages received from the control plane (unstable)", "url"),
+		bytes:        counter("istio_xds_message_bytes_total", "bytes", "Total number of bytes received from the control plane (unstable)", "url"),
+	}
+	to.MustRegister(m.terminations, m.messages, m.bytes)
+	return m
+}
+
+// Message implements [delta.Observer].
+func (m *Metrics) Message(typeURL string, bytes int) {
+	m.messages.WithLabelValues(typeURL).Inc()
+	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
+}
+
+// Terminated implements [delta.Observer].
+func (m *Metrics) Terminated(reason delta.Reason) {
+	m.terminations.WithLabelValues(string(reason)).Inc()
+}
