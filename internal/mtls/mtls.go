@@ -4,8 +4,9 @@
 // holds the checks that make a peer a peer (contract 4.1-4.3).
 //
 // The checks sit in VerifyConnection, which crypto/tls also runs for resumed
-// sessions. The package opens no connection, fetches no certificate and logs
-// nothing. It imports internal/certs and internal/identity.
+// sessions. The package opens no connection, fetches no certificate, reads no
+// revocation list and logs nothing. It imports internal/certs,
+// internal/identity and internal/revocation.
 //
 // # Cipher suites and groups
 //
@@ -37,6 +38,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
 // protoH2 is the only protocol inside a tunnel (contract 4.1).
@@ -51,6 +53,21 @@ type Options struct {
 	// PQC leaves X25519MLKEM768 as the only key exchange, on both sides
 	// (COMPLIANCE_POLICY=pqc, contract 4.1).
 	PQC bool
+	// Revocation is asked about the peer's chains once they are verified; nil:
+	// nothing is revoked (CRL_PATH, contract 7.8).
+	Revocation *revocation.Enforcer
+	// Verified is told the chains, leaf first and root last, of a peer that has
+	// passed every check: what a tunnel is entered with in Revocation. It is
+	// called during the handshake, and belongs to one connection; nil: nobody
+	// is told.
+	Verified func(chains [][]*x509.Certificate)
+}
+
+// admit is the end of both sides' checks.
+func (o Options) admit(chains [][]*x509.Certificate) {
+	if o.Verified != nil {
+		o.Verified(chains)
+	}
 }
 
 // Client is the configuration of the side that opens a tunnel as b, to a peer
@@ -59,7 +76,8 @@ type Options struct {
 // for each connection, so that each has the certificate of its moment.
 //
 // The handshake fails with a [*SANMismatchError] if the peer's certificate is
-// good but another's; an empty expect matches nobody.
+// good but another's (an empty expect matches nobody), and with a
+// [*revocation.RevokedError] if it is revoked.
 func Client(b *certs.Bundle, expect []identity.ID, opts Options) *tls.Config {
 	c := base(opts)
 	// Presented whatever roots the server hints at: its hints are names, and
@@ -68,14 +86,19 @@ func Client(b *certs.Bundle, expect []identity.ID, opts Options) *tls.Config {
 	// No name is checked, so crypto/tls cannot do the verification: VerifyConnection does all of it.
 	c.InsecureSkipVerify = true
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		if err := verifyChain(c, cs, b.RootPool(), x509.ExtKeyUsageServerAuth); err != nil {
+		chains, err := verifyChain(c, cs, b.RootPool(), x509.ExtKeyUsageServerAuth)
+		if err != nil {
+			return err
+		}
+		if err := opts.Revocation.Check(revocation.Source, chains); err != nil {
 			return err
 		}
 		got := certs.IDs(cs.PeerCertificates[0])
-		if slices.ContainsFunc(got, func(id identity.ID) bool { return slices.Contains(expect, id) }) {
-			return nil
+		if !slices.ContainsFunc(got, func(id identity.ID) bool { return slices.Contains(expect, id) }) {
+			return &SANMismatchError{Want: expect, Got: got}
 		}
-		return &SANMismatchError{Want: expect, Got: got}
+		opts.admit(chains)
+		return nil
 	}
 	return c
 }
@@ -83,7 +106,8 @@ func Client(b *certs.Bundle, expect []identity.ID, opts Options) *tls.Config {
 // Server is the configuration of the side that accepts a tunnel as b. The
 // client must have a certificate from our roots, and if b has a SPIFFE
 // identity, one of the same trust domain (contract 4.3), else the handshake
-// fails with a [*TrustDomainMismatchError]. Make one for each connection, with
+// fails with a [*TrustDomainMismatchError]; with a [*revocation.RevokedError]
+// if it is revoked. Make one for each connection, with
 // the certificate of its moment.
 //
 // There are no session tickets: with a configuration for each connection no
@@ -98,12 +122,21 @@ func Server(b *certs.Bundle, opts Options) *tls.Config {
 	c.ClientCAs = b.RootPool()
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return refuseProtocols(c, hello), nil }
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		if cs.DidResume || len(cs.VerifiedChains) == 0 {
-			if err := verifyChain(c, cs, b.RootPool(), x509.ExtKeyUsageClientAuth); err != nil {
+		chains := cs.VerifiedChains
+		if cs.DidResume || len(chains) == 0 {
+			var err error
+			if chains, err = verifyChain(c, cs, b.RootPool(), x509.ExtKeyUsageClientAuth); err != nil {
 				return err
 			}
 		}
-		return checkTrustDomain(b.Identity(), cs)
+		if err := opts.Revocation.Check(revocation.Destination, chains); err != nil {
+			return err
+		}
+		if err := checkTrustDomain(b.Identity(), cs); err != nil {
+			return err
+		}
+		opts.admit(chains)
+		return nil
 	}
 	return c
 }
@@ -145,9 +178,10 @@ func refuseProtocols(c *tls.Config, hello *tls.ClientHelloInfo) *tls.Config {
 
 // verifyChain checks that the peer's chain ends at one of roots, that each
 // certificate of it is valid now, and that it may be used for what usage says.
-func verifyChain(c *tls.Config, cs tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+// It returns every chain of which that is so.
+func verifyChain(c *tls.Config, cs tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage) ([][]*x509.Certificate, error) {
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("verify peer: it presented no certificate")
+		return nil, errors.New("verify peer: it presented no certificate")
 	}
 	opts := x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}}
 	if c.Time != nil {
@@ -159,10 +193,11 @@ func verifyChain(c *tls.Config, cs tls.ConnectionState, roots *x509.CertPool, us
 			opts.Intermediates.AddCert(mid)
 		}
 	}
-	if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
-		return fmt.Errorf("verify peer: %w", err) // callers tell x509's errors apart
+	chains, err := cs.PeerCertificates[0].Verify(opts)
+	if err != nil {
+		return nil, fmt.Errorf("verify peer: %w", err) // callers tell x509's errors apart
 	}
-	return nil
+	return chains, nil
 }
 
 // checkTrustDomain wants one identity of the peer to be of our own trust

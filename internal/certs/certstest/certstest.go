@@ -17,6 +17,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
 	"net"
 	"net/url"
@@ -176,6 +177,25 @@ func (a *Authority) Bundle(uri string) *certs.Bundle {
 		a.tb.Fatal(err)
 	}
 	return b
+}
+
+// CRL is a's revocation list, in PEM, of these certificates.
+func (a *Authority) CRL(revoked ...*x509.Certificate) []byte {
+	a.tb.Helper()
+	tmpl := &x509.RevocationList{
+		Number:     serial(a.tb),
+		ThisUpdate: time.Now().Add(-time.Minute),
+		NextUpdate: time.Now().Add(time.Hour),
+	}
+	for _, c := range revoked {
+		tmpl.RevokedCertificateEntries = append(tmpl.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: time.Now().Add(-time.Minute)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, tmpl, a.root, a.key)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }
 
 // Intermediate is Bundle with an authority between: the chain has two
