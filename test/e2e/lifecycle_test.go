@@ -228,8 +228,8 @@ func TestAgentForgets(t *testing.T) {
 	})
 }
 
-// TestReadiness follows the readiness page through a start and a pod that
-// cannot be served.
+// TestReadiness reads the readiness page of a proxy that no agent has told its
+// pods yet.
 func TestReadiness(t *testing.T) {
 	w := plan(t)
 	p := w.start(w.n1, rig.Options{NoAgent: true})
