@@ -228,6 +228,7 @@ func (s *serving) tell(url string, names []string) error {
 	var removed []string
 	for _, n := range names {
 		if r, ok := s.w.find(url, n); ok {
+			s.wants[url].names[r.Name] = true // which n may be but an alias of
 			resources = append(resources, r)
 		} else {
 			removed = append(removed, n)
