@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
 
 // A reader walks one document. It keeps the first error and lets the rest of
@@ -20,12 +22,35 @@ type reader struct {
 	budget   int    // nodes that may still be visited
 	err      error
 	warnings []string
+
+	shared mesh.Interner
+	pairs  []mesh.PortPair   // of the mapping that is being read
+	groups []mesh.Membership // of the workload that is being read
+
+	reuse  bool    // values are lent for one element of a section
+	values []value // those lent
+}
+
+// reset takes back the values of one element, for the next.
+func (r *reader) reset() { r.values = r.values[:0] }
+
+// lend makes room for a value. A chunk that is used up is left to those who
+// hold its values, and a larger one takes its place.
+func (r *reader) lend() *value {
+	if !r.reuse {
+		return new(value)
+	}
+	if len(r.values) == cap(r.values) {
+		r.values = make([]value, 0, max(arenaChunk, 2*cap(r.values)))
+	}
+	r.values = r.values[:len(r.values)+1]
+	return &r.values[len(r.values)-1]
 }
 
 // budgetFor bounds the walk. A document without aliases has fewer nodes than
 // bytes; aliases may add as many again and no more, since lists of aliases of
 // lists of aliases multiply.
-func budgetFor(data []byte) int { return 2*len(data) + 64 }
+func budgetFor(length int) int { return 2*length + 64 }
 
 // A value is a node and the way to it, which errors are told with.
 type value struct {
@@ -43,7 +68,9 @@ func (v *value) child(node *yaml.Node, field string, index int) *value {
 	if node.Kind == yaml.AliasNode && node.Alias != nil {
 		node = node.Alias
 	}
-	return &value{r: v.r, node: node, parent: v, field: field, index: index}
+	c := v.r.lend()
+	*c = value{r: v.r, node: node, parent: v, field: field, index: index}
+	return c
 }
 
 func (v *value) path() string {
@@ -118,7 +145,8 @@ func (v *value) object(lenient bool, required []string, read func(field string, 
 		v.wrongType("a map")
 		return
 	}
-	var seen []string
+	var room [32]string // most objects have fewer fields
+	seen := room[:0]
 	for i := 0; i+1 < len(v.node.Content) && v.r.err == nil; i += 2 {
 		key := v.node.Content[i]
 		if key.Kind == yaml.AliasNode && key.Alias != nil {
@@ -179,7 +207,11 @@ func collect[T any](v *value, read func(e *value) T) []T {
 }
 
 // text reads a string. Numbers and the like are taken as they are written.
-func (v *value) text() string {
+// Equal strings share their memory, and none keeps the document's.
+func (v *value) text() string { return v.r.shared.String(v.raw()) }
+
+// raw reads a string that is part of the document: for what is not kept.
+func (v *value) raw() string {
 	if v.node.Kind != yaml.ScalarNode || v.null() || v.custom() != "" {
 		v.wrongType("a string")
 		return ""
@@ -228,13 +260,18 @@ func (v *value) number(bits int) uint64 {
 
 func (v *value) port() uint16 { return uint16(v.number(16)) }
 
-func (v *value) ports() map[uint16]uint16 {
-	out := map[uint16]uint16{}
-	v.table(func(key, val *value) { out[key.port()] = val.port() })
-	return out
+func (v *value) ports() map[uint16]uint16 { return v.r.shared.Ports(v.portPairs()) }
+
+// portPairs is good until it is called again.
+func (v *value) portPairs() []mesh.PortPair {
+	v.r.pairs = v.r.pairs[:0]
+	v.table(func(key, val *value) {
+		v.r.pairs = append(v.r.pairs, mesh.PortPair{Port: key.port(), Target: val.port()})
+	})
+	return v.r.pairs
 }
 
-func (v *value) ip() netip.Addr { return v.parseIP(v.text()) }
+func (v *value) ip() netip.Addr { return v.parseIP(v.raw()) }
 
 func (v *value) parseIP(s string) netip.Addr {
 	ip, err := netip.ParseAddr(s)
@@ -247,7 +284,7 @@ func (v *value) parseIP(s string) netip.Addr {
 
 // prefix reads a range of addresses. A single address is a range of one.
 func (v *value) prefix() netip.Prefix {
-	s := v.text()
+	s := v.raw()
 	if !strings.Contains(s, "/") {
 		if ip := v.parseIP(s); ip.IsValid() {
 			return netip.PrefixFrom(ip, ip.BitLen())
@@ -263,12 +300,14 @@ func (v *value) prefix() netip.Prefix {
 
 // oneOf reads the name of one of several options.
 func oneOf[T fmt.Stringer](v *value, options ...T) T {
-	s := v.text()
-	names := make([]string, len(options))
-	for i, o := range options {
+	s := v.raw()
+	for _, o := range options {
 		if o.String() == s {
 			return o
 		}
+	}
+	names := make([]string, len(options))
+	for i, o := range options {
 		names[i] = "`" + o.String() + "`"
 	}
 	v.fail(v.node, "unknown variant `%s`, expected one of %s", s, strings.Join(names, ", "))

@@ -32,6 +32,18 @@ const defaultHBONEPort = 15008
 // An empty document is refused: it is more likely to be a file that somebody
 // is about to write than the wish for an empty mesh, which is `{}`.
 func ParseLocal(name string, data []byte) (*Static, error) {
+	return parseText(name, string(data))
+}
+
+func parseText(name, text string) (*Static, error) {
+	if s, err, ok := parsePlain(name, text); ok {
+		return s, err
+	}
+	return parseTree(name, []byte(text))
+}
+
+// parseTree reads a document by the long road, which knows all of YAML.
+func parseTree(name string, data []byte) (*Static, error) {
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(plainJSON(data)))
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
@@ -48,13 +60,7 @@ func ParseLocal(name string, data []byte) (*Static, error) {
 	if len(doc.Content) != 1 {
 		return nil, fmt.Errorf("the document is empty at line 1 column 1 of %s", name)
 	}
-	r := &reader{name: name, budget: budgetFor(data)}
-	s := parseStatic(&value{r: r, node: doc.Content[0]})
-	if r.err != nil {
-		return nil, r.err
-	}
-	s.Warnings = r.warnings
-	return s, nil
+	return parseStatic(&value{r: &reader{name: name, budget: budgetFor(len(data))}, node: doc.Content[0]})
 }
 
 // placed puts the line of a YAML error where ours have it.
@@ -67,43 +73,16 @@ func placed(err error, name string) error {
 	return fmt.Errorf("%v at line 1 of %s", err, name)
 }
 
-func parseStatic(v *value) *Static {
-	s := &Static{}
+func parseStatic(v *value) (*Static, error) {
+	p := newSections(v)
 	v.object(strict, nil, func(field string, f *value) bool {
-		switch field {
-		case "workloads":
-			s.Workloads = lastOfEach(f, parseWorkload, func(w *mesh.Workload) string { return "uid `" + w.UID + "`" })
-		case "services":
-			s.Services = lastOfEach(f, parseService, func(e *StaticService) string { return "service `" + e.Service.Key().String() + "`" })
-		case "policies":
-			s.Policies = lastOfEach(f, parsePolicy, func(p *mesh.Policy) string { return "policy `" + p.Key() + "`" })
-		default:
+		if !p.section(field) {
 			return false
 		}
+		f.list(p.element)
 		return true
 	})
-	return s
-}
-
-// lastOfEach reads a sequence in which the last of several with one key
-// counts, as in the reference; it is hardly ever meant, so it warns.
-func lastOfEach[T any](v *value, read func(*value) T, key func(T) string) []T {
-	out, places := []T{}, map[string]int{}
-	v.list(func(e *value) {
-		one := read(e)
-		if e.r.err != nil {
-			return
-		}
-		k := key(one)
-		if i, found := places[k]; found {
-			e.warn(e.node, "the %s replaces an earlier one", k)
-			out[i] = one
-			return
-		}
-		places[k] = len(out)
-		out = append(out, one)
-	})
-	return out
+	return p.finish()
 }
 
 func parseWorkload(v *value) *mesh.Workload {
@@ -111,15 +90,16 @@ func parseWorkload(v *value) *mesh.Workload {
 	v.object(strict, []string{"namespace", "workloadIps", "services"}, func(field string, f *value) bool {
 		return readWorkloadName(w, field, f) || readWorkloadPlace(w, field, f) || readWorkloadReach(w, field, f)
 	})
+	w.Name = v.r.shared.Suffix(w.UID, w.Name)
 	return w
 }
 
 func readWorkloadName(w *mesh.Workload, field string, f *value) bool {
 	switch field {
 	case "uid":
-		w.UID = f.text()
+		w.UID = strings.Clone(f.raw())
 	case "name":
-		w.Name = f.text()
+		w.Name = f.raw() // parseWorkload makes it its own
 	case "namespace":
 		w.Namespace = f.text()
 	case "serviceAccount":
@@ -206,15 +186,16 @@ func parseLocality(v *value) (l mesh.Locality) {
 }
 
 func parseMemberships(v *value) map[mesh.NamespacedHostname]map[uint16]uint16 {
-	out := map[mesh.NamespacedHostname]map[uint16]uint16{}
+	r := v.r
+	r.groups = r.groups[:0]
 	v.table(func(key, val *value) {
 		name, ok := mesh.ParseNamespacedHostname(key.text())
 		if !ok {
 			key.fail(key.node, "failed to parse namespaced hostname: %s", key.node.Value)
 		}
-		out[name] = val.ports()
+		r.groups = append(r.groups, mesh.Membership{Service: name, Ports: val.ports()})
 	})
-	return out
+	return r.shared.Services(r.groups)
 }
 
 func parseTunnel(v *value) *mesh.ApplicationTunnel {
@@ -243,11 +224,12 @@ func parseGateway(v *value) *mesh.GatewayAddress {
 	if v.null() {
 		return nil
 	}
-	g := &mesh.GatewayAddress{HBONEMTLSPort: defaultHBONEPort}
+	var g mesh.GatewayAddress
+	g.HBONEMTLSPort = defaultHBONEPort
 	v.object(strict, []string{"destination"}, func(field string, f *value) bool {
 		switch field {
 		case "destination":
-			f.readDestination(g)
+			f.readDestination(&g)
 		case "hboneMtlsPort":
 			g.HBONEMTLSPort = f.port()
 		default:
@@ -255,7 +237,7 @@ func parseGateway(v *value) *mesh.GatewayAddress {
 		}
 		return true
 	})
-	return g
+	return v.r.shared.Gateway(g)
 }
 
 // readDestination reads namespace/hostname, or network/address where what

@@ -202,7 +202,7 @@ func TestRefusesWithLineColumnAndFile(t *testing.T) {
 		{"", "the document is empty at line 1 column 1 of test.yaml"},
 		{"# nothing\n", "the document is empty"},
 		{"{}\n---\n{}\n", "more than one document in test.yaml"},
-		{"a: [", " at line 1 of test.yaml"},
+		{"workloads: [", " at line 1 of test.yaml"},
 		{"x: &x [*x]", "unknown field `x`"},
 	} {
 		_, err := ParseLocal("test.yaml", []byte(tc.in))
