@@ -4,6 +4,7 @@ package dnsproxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -150,7 +151,7 @@ func (s *Server) fromUpstream(q *query, labels labelSet) []byte {
 // rcodeOf is the code that tells a client of an error: upstream's own where
 // it said that there is nothing, SERVFAIL for all else (contract 11.7).
 func rcodeOf(err error) int {
-	if none, ok := err.(*NoRecordsError); ok {
+	if none := (*NoRecordsError)(nil); errors.As(err, &none) {
 		if none.NXDomain {
 			return dns.RcodeNameError
 		}

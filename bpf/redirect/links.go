@@ -81,7 +81,7 @@ func attachCgroup(pin, cgroup string, attach ebpf.AttachType, p *ebpf.Program) (
 	if old != nil {
 		// Closing it is not enough: an older process may hold it as well. It
 		// fails on what its cgroup's end has detached.
-		old.Detach()
+		_ = old.Detach()
 	}
 	return pinned, nil
 }

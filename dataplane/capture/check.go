@@ -71,9 +71,9 @@ func (c *canaries) arrived(conn *net.TCPConn) {
 		conn.SetDeadline(time.Now().Add(canaryTimeout))
 		_, err := io.ReadFull(conn, got)
 		if err == nil && c.isNonce(got) {
-			conn.Write(got)
+			_, _ = conn.Write(got) // one that is not answered is a check that failed
 		}
-		sock.CloseReset(conn)
+		_ = sock.CloseReset(conn)
 	})
 }
 
@@ -223,13 +223,13 @@ func (p *Pod) checkDelivery(ctx context.Context, src netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	defer sock.CloseReset(c)
+	defer func() { _ = sock.CloseReset(c) }()
 	app.SetDeadline(time.Now().Add(canaryTimeout))
 	got, err := app.AcceptTCP()
 	if err != nil {
 		return fmt.Errorf("not delivered: %w", err)
 	}
-	defer sock.CloseReset(got)
+	defer func() { _ = sock.CloseReset(got) }()
 	if from := canonical(got.RemoteAddr()).Addr(); p.node.cfg.SpoofSource && from != client {
 		return fmt.Errorf("delivered from %v instead of %v", from, client)
 	}

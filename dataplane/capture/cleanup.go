@@ -141,7 +141,7 @@ func namespaceInode(path string) uint32 {
 	var fs unix.Statfs_t
 	// Statfs first: opening a descriptor's path could block on a FIFO, and
 	// stat of one does not.
-	if unix.Statfs(path, &fs) != nil || int64(fs.Type) != unix.NSFS_MAGIC || unix.Stat(path, &st) != nil {
+	if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Stat(path, &st) != nil {
 		return 0
 	}
 	return uint32(st.Ino)

@@ -70,7 +70,7 @@ func (c *dnsConn) ReadFrom(b []byte) (int, net.Addr, error) {
 			from.server = dst
 		}
 		if from.server.Port() == dnsServerPort && c.pod.canaries.isTarget(from.server) && c.pod.canaries.isNonce(b[:n]) {
-			c.WriteTo(b[:n], from) // on error the canary is not answered, which tells
+			_, _ = c.WriteTo(b[:n], from) // on error the canary is not answered, which tells
 			continue
 		}
 		return n, from, nil

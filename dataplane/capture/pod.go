@@ -274,8 +274,7 @@ func (p *Pod) Counters() ([]Counter, error) {
 // proxy accepted should be closed before. It runs to its end whatever becomes of
 // ctx: half of it would be worse than none.
 func (p *Pod) Remove(_ context.Context) error {
-	p.quiet()
-	var errs []error
+	errs := []error{p.quiet()}
 	if p.steer != nil {
 		errs = append(errs, p.withdraw())
 	}

@@ -99,10 +99,6 @@ func balanced(mode mesh.BalanceMode, scopes ...mesh.Scope) func(*mesh.Service) {
 	return func(s *mesh.Service) { s.LoadBalancer = &mesh.LoadBalancer{Mode: mode, Preferences: scopes} }
 }
 
-func families(f mesh.IPFamilies) func(*mesh.Service) {
-	return func(s *mesh.Service) { s.IPFamilies = &f }
-}
-
 func sans(names ...string) func(*mesh.Service) {
 	return func(s *mesh.Service) { s.SubjectAltNames = names }
 }

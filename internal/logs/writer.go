@@ -70,7 +70,7 @@ func (w *writer) run() {
 			batch = append(batch, *next...)
 			w.recycle(next)
 		}
-		w.emit(batch) // the error is kept for Close; a log has nowhere to log it
+		_ = w.emit(batch) // the error is kept for Close; a log has nowhere to log it
 		if cap(batch) > batchLines*keepBytes {
 			batch = nil
 		}

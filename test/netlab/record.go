@@ -96,7 +96,7 @@ func (r *Recorder) read() {
 		var readErr error
 		err := r.raw.Read(func(fd uintptr) bool {
 			p, readErr = receive(int(fd), buf, oob)
-			return readErr != unix.EAGAIN //nolint:errorlint // a bare errno
+			return readErr != unix.EAGAIN
 		})
 		if err == nil {
 			err = readErr
