@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +35,20 @@ const defaultInterval = time.Second
 // is also longer than the granularity of file times (a tick, 10 ms at most),
 // so that a later write cannot hide behind the same time.
 const settle = 100 * time.Millisecond
+
+// largeDocument is the size in bytes from which the memory that reading took,
+// three times the document or so, is given back to the system at once. The
+// collector by itself would keep it for minutes, which an operator takes for
+// the size of the mesh, and a container's limit may not allow. Going over the
+// heap for it takes about a millisecond per megabyte that stays.
+//
+// This is the one place where we meddle with the collector: its pace while a
+// document is read is the process's own (GOGC, GOMEMLIMIT), and measured with
+// the defaults in docs/performance.md.
+const largeDocument = 4 << 20
+
+// maxGuess bounds what is asked for by the word of a file system.
+const maxGuess = 1 << 30
 
 // LocalStats count what became of the versions of a document.
 type LocalStats struct {
@@ -105,18 +121,18 @@ func (l *Local) Close() error {
 // load reads the first version.
 func (l *Local) load() (os.FileInfo, error) {
 	var mark os.FileInfo
-	name, data := "LOCAL_XDS", []byte(l.cfg.Inline)
+	name, doc := "LOCAL_XDS", document{text: l.cfg.Inline}
 	switch {
 	case l.cfg.Path != "":
 		var err error
-		if mark, _, data, err = readFile(l.cfg.Path); err != nil {
+		if doc, err = readFile(l.cfg.Path); err != nil {
 			return nil, fmt.Errorf("read local config: %w", err)
 		}
-		name = l.cfg.Path
+		name, mark = l.cfg.Path, doc.before
 	case l.cfg.Inline == "":
 		return nil, nil
 	}
-	if err := l.take(name, data); err != nil {
+	if err := l.take(name, doc); err != nil {
 		return nil, err
 	}
 	l.told("local config initialized")
@@ -124,13 +140,16 @@ func (l *Local) load() (os.FileInfo, error) {
 }
 
 // take makes a version the one in force.
-func (l *Local) take(name string, data []byte) error {
-	next, err := ParseLocal(name, data)
+func (l *Local) take(name string, doc document) error {
+	next, err := parseText(name, doc.text)
 	if err != nil {
 		return err
 	}
 	next.Apply(l.store, l.Static())
-	l.sum = sha256.Sum256(data)
+	l.sum = doc.sum
+	if len(doc.text) >= largeDocument {
+		defer debug.FreeOSMemory() // once l lets go of the old version
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.static = next
@@ -192,17 +211,17 @@ func (l *Local) watch(ctx context.Context, known os.FileInfo) {
 // reread reads the file and returns whether what it read is the version that
 // was looked at, good or bad.
 func (l *Local) reread(expected os.FileInfo) bool {
-	before, after, data, err := readFile(l.cfg.Path)
+	doc, err := readFile(l.cfg.Path)
 	switch {
 	case err != nil:
 		l.refused(fmt.Errorf("read local config: %w", err))
 		return true
-	case !same(before, expected) || !same(after, expected):
+	case !same(doc.before, expected) || !same(doc.after, expected):
 		return false
-	case sha256.Sum256(data) == l.sum: // touched, or back to what it was
+	case doc.sum == l.sum: // touched, or back to what it was
 		return true
 	}
-	if err := l.take(l.cfg.Path, data); err != nil {
+	if err := l.take(l.cfg.Path, doc); err != nil {
 		l.refused(err)
 		return true
 	}
@@ -210,21 +229,35 @@ func (l *Local) reread(expected os.FileInfo) bool {
 	return true
 }
 
-// readFile reads a file whole, with what stat says of it before and after.
-func readFile(path string) (before, after os.FileInfo, data []byte, err error) {
+// A document is a file as it was read, with what stat said of it before and
+// after.
+type document struct {
+	before, after os.FileInfo
+	text          string
+	sum           [sha256.Size]byte
+}
+
+// readFile reads a file whole. Its memory is asked for once: a buffer that
+// grows would leave several times the file behind.
+func readFile(path string) (doc document, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, nil, err
+		return doc, err
 	}
 	defer f.Close()
-	if before, err = f.Stat(); err != nil {
-		return nil, nil, nil, err
+	if doc.before, err = f.Stat(); err != nil {
+		return doc, err
 	}
-	if data, err = io.ReadAll(f); err != nil {
-		return nil, nil, nil, err
+	var text strings.Builder
+	text.Grow(int(min(doc.before.Size(), maxGuess)))
+	sum := sha256.New()
+	if _, err = io.Copy(io.MultiWriter(&text, sum), f); err != nil {
+		return doc, err
 	}
-	after, err = f.Stat()
-	return before, after, data, err
+	doc.text = text.String()
+	sum.Sum(doc.sum[:0])
+	doc.after, err = f.Stat()
+	return doc, err
 }
 
 // same reports whether two looks saw one version: the same file (device and

@@ -25,19 +25,10 @@ type StaticService struct {
 	Endpoints []mesh.Endpoint
 }
 
-// applyBatch is how many changes readers wait for at a time. One takes about a
-// microsecond, so a connection that needs the view waits well under the time
-// of a packet's way.
-const applyBatch = 256
-
 // Apply brings the store from previous, which was applied to it before or is
-// nil, to s. Only what differs is touched, in batches. What somebody else has
-// put under the same key since (the control plane, which overlays the file)
-// is left alone.
-//
-// Between batches readers see a mixture, in an order that is safe: policies
-// come before the workloads that name them and go after them, and what is new
-// is there before what it replaces is gone.
+// nil, to s. Only what differs is touched, in one step: readers have the one
+// document or the other. What somebody else has put under the same key since
+// (the control plane, which overlays the file) is left alone.
 func (s *Static) Apply(store *mesh.Store, previous *Static) {
 	if previous == nil {
 		previous = &Static{}
@@ -46,82 +37,72 @@ func (s *Static) Apply(store *mesh.Store, previous *Static) {
 	policies := match(s.Policies, previous.Policies, (*mesh.Policy).Key)
 	services := matchServices(s, previous)
 
-	// Policies in one step: a set of them means something only as a whole.
 	store.Apply(func(u *mesh.Update) {
 		for _, c := range policies.changed {
 			if now := u.Policy(c.value.Key()); now == nil || now == c.old {
 				u.PutPolicy(c.value.Key(), c.value)
 			}
 		}
-	})
-	inBatches(store, services.changed, func(u *mesh.Update, c change[*mesh.Service]) {
-		if now := u.Service(c.value.Key()); now == nil || now == c.old {
-			u.PutService(c.value)
+		for _, c := range services.changed {
+			if now := u.Service(c.value.Key()); now == nil || now == c.old {
+				u.PutService(c.value)
+			}
 		}
-	})
-	inBatches(store, workloads.changed, func(u *mesh.Update, c change[*mesh.Workload]) {
-		if now := u.Workload(c.value.UID); now == nil || now == c.old {
-			u.PutWorkload(c.value)
+		for _, c := range workloads.changed {
+			if now := u.Workload(c.value.UID); now == nil || now == c.old {
+				u.PutWorkload(c.value)
+			}
 		}
+		applyEndpoints(u, s, previous)
+		removeGone(u, workloads.gone, services.gone, policies.gone)
 	})
-	applyEndpoints(store, s, previous)
-	removeGone(store, workloads.gone, services.gone, policies.gone)
 }
 
-func removeGone(store *mesh.Store, workloads []*mesh.Workload, services []*mesh.Service, policies []*mesh.Policy) {
-	inBatches(store, workloads, func(u *mesh.Update, w *mesh.Workload) {
+func removeGone(u *mesh.Update, workloads []*mesh.Workload, services []*mesh.Service, policies []*mesh.Policy) {
+	for _, w := range workloads {
 		if u.Workload(w.UID) == w {
 			u.RemoveWorkload(w.UID)
 		}
-	})
-	inBatches(store, services, func(u *mesh.Update, svc *mesh.Service) {
+	}
+	for _, svc := range services {
 		if u.Service(svc.Key()) == svc {
 			u.RemoveService(svc.Key())
 		}
-	})
-	store.Apply(func(u *mesh.Update) {
-		for _, p := range policies {
-			if u.Policy(p.Key()) == p {
-				u.RemovePolicy(p.Key())
-			}
+	}
+	for _, p := range policies {
+		if u.Policy(p.Key()) == p {
+			u.RemovePolicy(p.Key())
 		}
-	})
+	}
 }
 
 // applyEndpoints puts the endpoints that services list. They are put again at
 // each change, since a workload that was replaced took them along.
-func applyEndpoints(store *mesh.Store, s, previous *Static) {
-	type member struct {
+func applyEndpoints(u *mesh.Update, s, previous *Static) {
+	type place struct {
 		key mesh.NamespacedHostname
-		ep  mesh.Endpoint
+		uid string
 	}
-	listed := map[mesh.NamespacedHostname]map[string]bool{}
-	var put, gone []member
+	listed := map[place]bool{}
 	for _, svc := range s.Services {
 		for _, ep := range svc.Endpoints {
-			if listed[svc.Key()] == nil {
-				listed[svc.Key()] = map[string]bool{}
-			}
-			listed[svc.Key()][ep.WorkloadUID] = true
-			put = append(put, member{svc.Key(), ep})
+			listed[place{svc.Key(), ep.WorkloadUID}] = true
+			u.PutEndpoint(svc.Key(), ep)
 		}
 	}
 	for _, svc := range previous.Services {
 		for _, ep := range svc.Endpoints {
-			if !listed[svc.Key()][ep.WorkloadUID] {
-				gone = append(gone, member{svc.Key(), ep})
+			if listed[place{svc.Key(), ep.WorkloadUID}] {
+				continue
+			}
+			u.RemoveEndpoint(svc.Key(), ep.WorkloadUID)
+			if w := u.Workload(ep.WorkloadUID); w != nil {
+				if ports, member := w.Services[svc.Key()]; member { // by its own word
+					u.PutEndpoint(svc.Key(), mesh.Endpoint{WorkloadUID: w.UID, Ports: ports, Status: w.Status})
+				}
 			}
 		}
 	}
-	inBatches(store, put, func(u *mesh.Update, m member) { u.PutEndpoint(m.key, m.ep) })
-	inBatches(store, gone, func(u *mesh.Update, m member) {
-		u.RemoveEndpoint(m.key, m.ep.WorkloadUID)
-		if w := u.Workload(m.ep.WorkloadUID); w != nil {
-			if ports, member := w.Services[m.key]; member { // by its own word
-				u.PutEndpoint(m.key, mesh.Endpoint{WorkloadUID: w.UID, Ports: ports, Status: w.Status})
-			}
-		}
-	})
 }
 
 // A change is a value and the one it replaces, or nil.
@@ -173,16 +154,4 @@ func matchServices(s, previous *Static) differences[*mesh.Service] {
 		s.Services[i].Service = now[i]
 	}
 	return d
-}
-
-func inBatches[T any](store *mesh.Store, items []T, apply func(*mesh.Update, T)) {
-	for len(items) > 0 {
-		n := min(applyBatch, len(items))
-		store.Apply(func(u *mesh.Update) {
-			for _, item := range items[:n] {
-				apply(u, item)
-			}
-		})
-		items = items[n:]
-	}
 }

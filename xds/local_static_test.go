@@ -171,18 +171,24 @@ func TestAnAddressThatMovesIsNeverUnknown(t *testing.T) {
 	}
 }
 
-func TestApplyWorksInBatches(t *testing.T) {
+// A version is there whole or not at all, whatever its size.
+func TestApplyIsOneStep(t *testing.T) {
+	const many = 1000
 	var b strings.Builder
 	b.WriteString("workloads:\n")
-	for i := range 3*applyBatch + 1 {
+	for i := range many {
 		fmt.Fprintf(&b, "- {uid: u%d, namespace: n, workloadIps: [], services: {}}\n", i)
 	}
 	store := mesh.NewStore()
 	s := parse(t, b.String())
-	s.Apply(store, nil)
-	if got, want := len(store.View().Workloads()), 3*applyBatch+1; got != want {
-		t.Errorf("%d workloads, want %d", got, want)
+	changed := store.Changed()
+	go s.Apply(store, nil)
+	for present := 0; present < many; present = len(store.View().Workloads()) {
+		if present != 0 {
+			t.Fatalf("%d workloads of %d", present, many)
+		}
 	}
+	<-changed
 	(&Static{}).Apply(store, s)
 	if left := len(store.View().Workloads()); left != 0 {
 		t.Errorf("%d workloads are left", left)
