@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xds
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/test/fakeistiod"
+	"github.com/ztunnel-go/ztunnel/test/leak"
+	"github.com/ztunnel-go/ztunnel/xds/delta"
+	pb "github.com/ztunnel-go/ztunnel/xds/pb/workloadpb"
+)
+
+const (
+	largeWorkloads = 100_000
+	largeServices  = 5_000
+)
+
+func largeUID(i int) string { return fmt.Sprintf("cluster1//v1/Pod/ns-%d/pod-%d", i%200, i) }
+
+// largeMesh looks like a mesh of that size: replicas of deployments.
+func largeMesh() []fakeistiod.Resource {
+	out := make([]fakeistiod.Resource, 0, largeWorkloads+largeServices)
+	for i := range largeWorkloads {
+		app := i % largeServices
+		out = append(out, fakeistiod.Workload(&pb.Workload{
+			Uid: largeUID(i), Name: fmt.Sprint("pod-", i), Namespace: fmt.Sprint("ns-", i%200), Node: fmt.Sprint("node-", i%2000),
+			Addresses: [][]byte{{10, byte(i >> 16), byte(i >> 8), byte(i)}}, TunnelProtocol: pb.TunnelProtocol_HBONE,
+			TrustDomain: "cluster.local", ServiceAccount: fmt.Sprint("sa-", app), ClusterId: "cluster1", Network: "network1",
+			CanonicalName: fmt.Sprint("app-", app), CanonicalRevision: "v1", WorkloadName: fmt.Sprint("app-", app),
+			Locality: &pb.Locality{Region: "region", Zone: fmt.Sprint("zone-", i%3)},
+			Services: map[string]*pb.PortList{fmt.Sprintf("ns-%d/app-%d.example", i%200, app): {Ports: []*pb.Port{{ServicePort: 80, TargetPort: 8080}}}},
+		}))
+	}
+	for i := range largeServices {
+		out = append(out, fakeistiod.Service(&pb.Service{
+			Name: fmt.Sprint("app-", i), Namespace: fmt.Sprint("ns-", i%200), Hostname: fmt.Sprintf("app-%d.example", i),
+			Addresses: []*pb.NetworkAddress{{Network: "network1", Address: []byte{172, 16, byte(i >> 8), byte(i)}}},
+			Ports:     []*pb.Port{{ServicePort: 80, TargetPort: 8080}},
+		}))
+	}
+	return out
+}
+
+// A mesh that arrives in one message is applied in many steps, between which
+// readers read.
+func TestALargeMeshInOneMessage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	leak.Check(t)
+	srv := fakeistiod.Start(t, fakeistiod.Options{})
+	srv.World.Put(largeMesh()...)
+	f := feedFrom(t, srv, nil)
+	between := 0
+	for marks, last := 16, 0; last < marks; {
+		present := 0
+		for k := range marks {
+			if f.view.Workload(largeUID((k+1)*largeWorkloads/marks-1)) != nil {
+				present++
+			}
+		}
+		if present > last && present < marks {
+			between++
+		}
+		last = present
+	}
+	if between == 0 {
+		t.Error("nobody could read before the last workload was there")
+	}
+	f.ready(t)
+	key := mesh.NamespacedHostname{Namespace: "ns-7", Hostname: "app-7.example"}
+	n := 0
+	f.view.Endpoints(key, func(mesh.Endpoint, *mesh.Workload) bool { n++; return true })
+	if n != largeWorkloads/largeServices {
+		t.Errorf("%d endpoints", n)
+	}
+}
+
+// A workload costs little more than its data: names that repeat are there once.
+func TestMemoryOfALargeMesh(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	resources := largeMesh()
+	updates := make([]delta.Resource, len(resources))
+	for i, r := range resources {
+		updates[i] = delta.Resource{Name: r.Name, Payload: r.Payload, HasPayload: true}
+	}
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	f := &Feed{store: mesh.NewStore()}
+	if rejected := f.addresses(updates, nil); len(rejected) > 0 {
+		t.Fatal(rejected[0])
+	}
+	after := heap()
+	each := (after - before) / (largeWorkloads + largeServices)
+	t.Logf("%d bytes for each resource", each)
+	if each > 2000 {
+		t.Errorf("%d bytes for each resource", each)
+	}
+	runtime.KeepAlive(f)
+	runtime.KeepAlive(updates)
+}
