@@ -100,10 +100,6 @@ func (c *Config) unsupported() error {
 		return fmt.Errorf("XDS_ON_DEMAND=true is not supported yet")
 	case c.Control.CRLPath != "":
 		return fmt.Errorf("CRL_PATH is not supported yet, and certificates that it revokes would be accepted")
-	case !c.Control.FakeCA:
-		return fmt.Errorf("no certificate authority: asking istiod for certificates is not supported yet; FAKE_CA=true uses the embedded one (EMBEDDED_CA_DIR)")
-	case c.Local.Path == "" && c.Local.Inline == "":
-		return fmt.Errorf("no state: delta xDS is not supported yet; LOCAL_XDS_PATH or LOCAL_XDS gives a local one")
 	}
 	return nil
 }
@@ -112,9 +108,6 @@ func (c *Config) unsupported() error {
 // where going on is safe: nothing is sent or accepted that was not asked for.
 func (c *Config) ignored() []string {
 	var out []string
-	if c.Control.XDSAddress != "" {
-		out = append(out, fmt.Sprintf("delta xDS is not supported yet: %s is not asked, all state comes from the local file", c.Control.XDSAddress))
-	}
 	if c.SOCKS5 {
 		out = append(out, "UNSTABLE_ENABLE_SOCKS5 is not supported yet: nothing listens on port 15080")
 	}

@@ -27,6 +27,9 @@ func (r *reader) controlPlane(mesh proxyConfig) ControlPlane {
 		usual = "https://istiod.istio-system.svc:15012"
 	}
 	discovery := usual
+	if r.laboratory(inKubernetes) {
+		discovery = ""
+	}
 	if mesh.discoveryAddress != nil {
 		discovery = *mesh.discoveryAddress
 	}
@@ -153,4 +156,14 @@ func (r *reader) localState() LocalState {
 		r.failWith(errors.New("invalid configuration: only one of LOCAL_XDS_PATH or LOCAL_XDS may be set"))
 	}
 	return LocalState{Path: path, Inline: inline}
+}
+
+// laboratory reports whether nobody can mean the usual control plane: outside
+// Kubernetes, with certificates of our own and the state in a file. Waiting
+// for one on localhost would only keep the proxy from ever being ready.
+func (r *reader) laboratory(inKubernetes bool) bool {
+	fake, _ := r.get("FAKE_CA")
+	_, file := r.get("LOCAL_XDS_PATH")
+	_, inline := r.get("LOCAL_XDS")
+	return !inKubernetes && fake == "true" && (file || inline)
 }

@@ -50,7 +50,7 @@ func (n *node) bindServers(context.Context) error {
 	}
 	n.ready = admin.NewTasks(logs.Target(n.logger, "ztunnel::readiness"))
 	n.enrolled = n.ready.Register(admin.TaskInPod)
-	n.starting = []*admin.Task{n.ready.Register(admin.TaskState)}
+	n.state = n.ready.Register(admin.TaskState)
 	if n.cfg.Proxy {
 		n.starting = append(n.starting, n.ready.Register(admin.TaskProxy))
 	}
@@ -97,6 +97,9 @@ func (n *node) serve() {
 }
 
 func (n *node) warnings() []string {
+	if !n.cfg.Control.FakeCA {
+		return nil
+	}
 	return []string{fmt.Sprintf("FAKE_CA is on: certificates are signed by the embedded authority in %s", n.cfg.Control.EmbeddedCADir)}
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
 	"github.com/ztunnel-go/ztunnel/internal/admin"
-	"github.com/ztunnel-go/ztunnel/internal/ca"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -47,11 +46,13 @@ type node struct {
 	reporter   *report.Reporter
 	dnsMetrics *dnsproxy.Metrics
 	ready      *admin.Tasks
+	state      *admin.Task   // the control plane has told everything once
 	enrolled   *admin.Task   // snapshot received, every pod served and healthy
 	starting   []*admin.Task // done when everything serves
 
 	store   *mesh.Store
 	local   *xds.Local
+	feed    *xds.Feed // nil without a control plane
 	certs   *certs.Manager
 	resolv  dnsproxy.ResolvConf
 	hosts   dnsproxy.Hosts
@@ -80,7 +81,7 @@ func run(ctx context.Context, params nodeParams) (err error) {
 	n := &node{nodeParams: params, logger: params.log.Logger()}
 	defer func() { err = errors.Join(err, n.close()) }()
 	for _, build := range []func(context.Context) error{
-		n.buildMetrics, n.bindServers, n.buildState, n.buildCerts, n.buildResolver, n.buildCapture,
+		n.buildMetrics, n.bindServers, n.buildCerts, n.buildState, n.buildResolver, n.buildCapture,
 	} {
 		if err := build(ctx); err != nil {
 			return err
@@ -88,6 +89,9 @@ func run(ctx context.Context, params nodeParams) (err error) {
 	}
 	n.buildEnrollment()
 	n.serve()
+	if !n.awaitState(ctx) {
+		return nil // asked to stop before there was anything to serve
+	}
 	err = n.inpod.Run(ctx)
 	if err != nil { // the agent and we disagree; it has been logged
 		return fmt.Errorf("workload proxy manager: %w", err)
@@ -155,23 +159,7 @@ func (n *node) buildState(ctx context.Context) error {
 	}
 	n.local = local
 	n.onClose("local state", local.Close)
-	return nil
-}
-
-func (n *node) buildCerts(context.Context) error {
-	log := logs.Target(n.logger, "ztunnel::identity")
-	issuer, err := ca.OpenEmbedded(n.cfg.Control.EmbeddedCADir, n.cfg.Control.SecretTTL)
-	if err != nil {
-		return err
-	}
-	n.registry.EmbeddedCA()
-	for _, w := range issuer.Warnings() {
-		log.Warn(w)
-	}
-	log.Warn("FAKE_CA is on: certificates come from an authority of our own, whoever reads its key can be anyone",
-		slog.String("dir", n.cfg.Control.EmbeddedCADir))
-	n.certs = certs.New(issuer, certs.Config{}, log)
-	n.onClose("certificates", func() error { n.certs.Close(); return nil })
+	n.followControlPlane()
 	return nil
 }
 
