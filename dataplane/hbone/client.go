@@ -199,6 +199,10 @@ func (t *Tunnel) Close() error {
 	return nil
 }
 
+// End ends the tunnel with all its streams, whose error then is an
+// [*EndedError] with cause. It does not wait.
+func (t *Tunnel) End(cause error) { t.c.end(&EndedError{cause}) }
+
 // readHeaders takes HEADERS with all that continues it.
 func (c *conn) readHeaders(fh http2.FrameHeader) error {
 	b, err := c.readBlock(fh)

@@ -208,10 +208,11 @@ func (c *conn) endLocked(err error) (told []func()) {
 // sayGoodbyeLocked tells the peer why, if it can still hear it.
 func (c *conn) sayGoodbyeLocked(err error) {
 	var own *GoAwayError
+	var ended *EndedError
 	switch {
 	case errors.As(err, &own) && !own.Remote:
 		_ = c.wf.WriteGoAway(c.lastPeer, http2.ErrCode(own.Code), []byte(own.Reason))
-	case err == nil, errors.Is(err, ErrClosed), errors.Is(err, ErrPingTimeout):
+	case err == nil, errors.Is(err, ErrClosed), errors.Is(err, ErrPingTimeout), errors.As(err, &ended):
 		_ = c.wf.WriteGoAway(c.lastPeer, http2.ErrCodeNo, nil)
 	}
 }

@@ -118,7 +118,8 @@ func (e *ResetError) Unwrap() error { return e.Cause }
 func (e *ResetError) Quiet() bool {
 	if e.Cause != nil {
 		var goaway *GoAwayError
-		return !errors.As(e.Cause, &goaway) || goaway.Code == NoError
+		var ended *EndedError
+		return !errors.As(e.Cause, &ended) && (!errors.As(e.Cause, &goaway) || goaway.Code == NoError)
 	}
 	switch e.Code {
 	case NoError, Cancel, StreamClosed, ConnectError:
@@ -148,6 +149,12 @@ func (e *GoAwayError) Error() string {
 	}
 	return fmt.Sprintf("GOAWAY %s: %v (%s)", who, e.Code, e.Reason)
 }
+
+// An EndedError is the cause of streams whose tunnel was ended by End.
+type EndedError struct{ Cause error }
+
+func (e *EndedError) Error() string { return e.Cause.Error() }
+func (e *EndedError) Unwrap() error { return e.Cause }
 
 // ErrPingTimeout is the cause of streams lost because the peer answered no
 // PING (contract 4.4).

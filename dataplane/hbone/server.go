@@ -107,6 +107,11 @@ func (s *ServerConn) Close() error {
 	return nil
 }
 
+// End ends the tunnel with all its streams, whose error then is an
+// [*EndedError] with cause; the peer is told GOAWAY. Serve returns when it is
+// done.
+func (s *ServerConn) End(cause error) { s.c.end(&EndedError{cause}) }
+
 // A Connect is a request of a peer, to be answered by Accept or Reject.
 type Connect struct {
 	Method    string // CONNECT, or what the peer sent instead

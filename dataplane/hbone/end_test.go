@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"errors"
+	"testing"
+)
+
+var errWhy = errors.New("a reason of the caller's")
+
+func TestATunnelThatIsEndedTellsItsStreamsWhy(t *testing.T) {
+	r := newRig(t, echo)
+	s := r.open(r.pool(nil))
+	r.accepted()[0].End(errWhy)
+	_, err := s.Read(make([]byte, 1))
+	var reset *ResetError
+	if !errors.As(err, &reset) || !reset.Quiet() {
+		t.Errorf("the other side reads %v; it knows no reason and should not complain", err)
+	}
+}
+
+func TestStreamsOfAnEndedTunnelAreNoSuccess(t *testing.T) {
+	heard := make(chan error, 1)
+	r := newRig(t, func(c *Connect) {
+		s, err := c.Accept(nil)
+		if err == nil {
+			_, err = s.Read(make([]byte, 1))
+		}
+		heard <- err
+	})
+	r.open(r.pool(nil))
+	r.accepted()[0].End(errWhy)
+	err := <-heard
+	var reset *ResetError
+	if !errors.Is(err, errWhy) || !errors.As(err, &reset) || reset.Quiet() {
+		t.Errorf("the stream's error is %v", err)
+	}
+}
+
+func TestOurOwnTunnelIsEndedWithAReason(t *testing.T) {
+	r := newRig(t, echo)
+	p := r.pool(nil)
+	s := r.open(p)
+	p.mu.Lock()
+	var tunnels []*Tunnel
+	for tunnel := range p.all {
+		tunnels = append(tunnels, tunnel)
+	}
+	p.mu.Unlock()
+	for _, tunnel := range tunnels {
+		tunnel.End(errWhy)
+	}
+	if _, err := s.Read(make([]byte, 1)); len(tunnels) != 1 || !errors.Is(err, errWhy) {
+		t.Errorf("%d tunnels ended; the stream's error is %v", len(tunnels), err)
+	}
+}
