@@ -50,6 +50,8 @@ func faultIn(b []byte, d protoreflect.MessageDescriptor, depth int) string {
 		}
 		num, typ := protowire.DecodeTag(tag)
 		switch {
+		case tag>>3 > uint64(protowire.MaxValidNumber):
+			return fmt.Sprintf("invalid key value: %d", tag)
 		case num < protowire.MinValidNumber:
 			return "invalid tag value: 0"
 		case typ > protowire.Fixed32Type:
@@ -78,6 +80,21 @@ func faultInBytes(value []byte, field protoreflect.FieldDescriptor, depth int) s
 		return "invalid string value: data is not UTF-8 encoded"
 	case field.Message() != nil:
 		return faultIn(value, field.Message(), depth-1)
+	case field.IsList() && field.IsPacked():
+		return faultPacked(value)
+	}
+	return ""
+}
+
+// faultPacked looks at a packed list. All of ours are of numbers and
+// enumerations, which are varints.
+func faultPacked(value []byte) string {
+	for len(value) > 0 {
+		_, n := protowire.ConsumeVarint(value)
+		if n < 0 {
+			return "invalid varint"
+		}
+		value = value[n:]
 	}
 	return ""
 }

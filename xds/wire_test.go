@@ -29,6 +29,7 @@ func TestFaults(t *testing.T) {
 		{"inside", "\x0a\x02\xa2\x01", "Address.workload: Workload.uid: buffer underflow"},
 		{"string that is none", "\x0a\x04\xa2\x01\x01\xff", "Address.workload: Workload.uid: invalid string value: data is not UTF-8 encoded"},
 		{"number that does not end", "\x0a\x02\x28\xff", "Address.workload: Workload.tunnel_protocol: invalid varint"},
+		{"list that does not end", "\x12\x05\x42\x03\x0a\x01\xff", "Address.service: Service.load_balancing: LoadBalancing.routing_preference: invalid varint"},
 		{"group that was not opened", "\x0c", "Address.workload: unexpected end group tag"},
 	} {
 		err := decode(&delta.Resource{Payload: []byte(tc.payload), HasPayload: true}, &pb.Address{})
