@@ -5,6 +5,8 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -40,7 +42,7 @@ func (f *Feed) addresses(updates []delta.Resource, removed []string) []delta.Rej
 	var workloads []*delta.Resource
 	services := make([]*mesh.Service, 0, applyBatch)
 	apply := func() {
-		inBatches(f.store, services, func(u *mesh.Update, s *mesh.Service) { u.PutService(s) })
+		f.applyServices(services)
 		services = services[:0]
 	}
 	var msg workloadpb.Address
@@ -110,7 +112,7 @@ func (f *Feed) putWorkloads(list []*delta.Resource, msg *workloadpb.Address, rej
 				rejected.use(res.Name, err, false)
 				continue
 			}
-			f.store.Apply(func(u *mesh.Update) { u.PutService(s) })
+			f.applyServices([]*mesh.Service{s})
 			continue
 		}
 		w, err := f.translate.workload(a.Workload)
@@ -126,10 +128,29 @@ func (f *Feed) putWorkloads(list []*delta.Resource, msg *workloadpb.Address, rej
 	f.applyWorkloads(batch)
 }
 
+// applyServices puts services, but not those that are there already: a control
+// plane tells everything again on each new stream, and an update should cost
+// what changed.
+func (f *Feed) applyServices(batch []*mesh.Service) {
+	v := f.store.View()
+	batch = slices.DeleteFunc(batch, func(s *mesh.Service) bool {
+		old := v.Service(s.Key())
+		return old != nil && reflect.DeepEqual(old, s)
+	})
+	inBatches(f.store, batch, func(u *mesh.Update, s *mesh.Service) { u.PutService(s) })
+}
+
+// applyWorkloads does the same for workloads. An unhealthy one is always put:
+// whether services take it depends on what they have become since.
 func (f *Feed) applyWorkloads(batch []*mesh.Workload) {
 	for _, w := range batch {
 		f.prefetch.wanted(w)
 	}
+	v := f.store.View()
+	batch = slices.DeleteFunc(batch, func(w *mesh.Workload) bool {
+		old := v.Workload(w.UID)
+		return old != nil && w.Status == mesh.Healthy && reflect.DeepEqual(old, w)
+	})
 	inBatches(f.store, batch, func(u *mesh.Update, w *mesh.Workload) {
 		f.prefetch.replaced(u.Workload(w.UID), w)
 		u.PutWorkload(w)

@@ -460,6 +460,37 @@ func lint(t *testing.T, reg prometheus.Registerer) {
 	NewMetrics(reg)
 }
 
+// A control plane tells everything again on each stream; what is known costs
+// nothing.
+func TestWhatIsToldAgainIsNoChange(t *testing.T) {
+	leak.Check(t)
+	srv := fakeistiod.Start(t, fakeistiod.Options{})
+	world := []fakeistiod.Resource{fakeistiod.Workload(fullWorkload()), fakeistiod.Workload(simpleWorkload("w1", "n")), fakeistiod.Service(simpleService())}
+	sick := simpleWorkload("w2", "n")
+	sick.Status = pb.WorkloadStatus_UNHEALTHY
+	srv.World.Put(append(world, fakeistiod.Workload(sick))...)
+	f := feedFrom(t, srv, nil)
+	f.ready(t)
+	until(t, "both answers", func() bool { return f.answers() >= 2 })
+	w, s, changed := f.view.Workload("w1"), f.view.Service(serviceKey), f.store.Changed()
+	f.push(t, world[1:])
+	if f.view.Workload("w1") != w || f.view.Service(serviceKey) != s {
+		t.Error("put again")
+	}
+	select {
+	case <-changed:
+		t.Error("told of as a change")
+	default:
+	}
+	all := simpleService()
+	all.LoadBalancing = &pb.LoadBalancing{HealthPolicy: pb.LoadBalancing_ALLOW_ALL}
+	f.push(t, []fakeistiod.Resource{fakeistiod.Service(all)})
+	f.push(t, []fakeistiod.Resource{fakeistiod.Workload(sick)})
+	if got := f.endpoints(); !slices.Equal(got, []string{"w1", "w2"}) {
+		t.Errorf("an unhealthy one that is told again: endpoints %v", got)
+	}
+}
+
 // A local document stays where the control plane says nothing, and gives way
 // where it does.
 func TestTheControlPlaneOverlaysALocalDocument(t *testing.T) {
