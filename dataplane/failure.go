@@ -32,6 +32,9 @@ type deliveryError struct{ err error }
 func (e *deliveryError) Error() string { return "connection failed: " + ioText(e.err) }
 func (e *deliveryError) Unwrap() error { return e.err }
 
+// errGone ends what was begun for a client that did not wait for it.
+var errGone = errors.New("client disconnected before it was answered")
+
 // outboundFailure judges an upstream that could not be had.
 func outboundFailure(ctx context.Context, err error) (report.Flag, error) {
 	if flag, cause, ended := endedBy(ctx); ended {
@@ -42,8 +45,6 @@ func outboundFailure(ctx context.Context, err error) (report.Flag, error) {
 		dial      *hbone.DialError
 		handshake *hbone.HandshakeError
 		status    *hbone.StatusError
-		tls       *hbone.TLSError
-		reset     *hbone.ResetError
 	)
 	switch {
 	case errors.As(err, &identity):
@@ -52,18 +53,17 @@ func outboundFailure(ctx context.Context, err error) (report.Flag, error) {
 		return report.FlagNetworkPolicy, dial
 	case errors.As(err, &dial):
 		return report.FlagConnect, ioError(dial.Err)
-	case errors.As(err, &tls): // surfaces as an io error (contract 12.5)
-		return report.FlagConnect, fmt.Errorf("io error: %w", tls.Err)
-	case errors.As(err, &handshake), errors.As(err, &reset):
-		return report.FlagH2HandshakeFailure, fmt.Errorf("http2 handshake failed: %w", errors.Unwrap(err))
+	case errors.As(err, &handshake):
+		return report.FlagH2HandshakeFailure, handshake
 	case errors.As(err, &status), errors.Is(err, hbone.ErrDraining):
 		return report.FlagConnect, err
 	}
-	return report.FlagConnect, ioError(err)
+	return report.FlagConnect, ioError(err) // of TLS too (contract 12.5)
 }
 
 // endOf judges how a connection ended that had both its ends, or on the way
-// to its application.
+// to its application. What we ended it for comes before what broke because of
+// that.
 func endOf(ctx context.Context, err error) (report.Flag, error) {
 	if err == nil {
 		return report.FlagNone, nil
@@ -95,6 +95,8 @@ func endedBy(ctx context.Context) (report.Flag, error, bool) {
 		return "", nil, false
 	case errors.Is(cause, live.ErrPolicyChange):
 		return report.FlagDeny, cause, true
+	case errors.Is(cause, errGone): // as quiet as a client that goes later
+		return report.FlagNone, nil, true
 	default: // drain: closed counts, failed does not, the log is an error (contract 12.5)
 		return report.FlagNone, cause, true
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -43,6 +42,9 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 	defer c.Close()
 
 	if err := p.serveTunnel(c); err != nil {
+		if p.ctx.Err() != nil {
+			err = context.Cause(p.ctx) // which is why it failed
+		}
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
 	}
 }
@@ -50,8 +52,9 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 // serveTunnel returns the errors that come before the first request; later
 // ones are the requests' own business.
 func (p *Proxy) serveTunnel(c *capture.Conn) error {
-	local := p.workload(p.ctx)
-	if local == nil {
+	log := p.logFor(targetInbound)
+	local, err := p.workload(log)
+	if err != nil {
 		return fmt.Errorf("signing error: workload is unknown: %s", p.pod.label())
 	}
 	bundle, err := p.shared.Certs.Certificate(p.ctx, local.Identity(), certs.RealTime)
@@ -64,20 +67,21 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 		Identity: mtls.PeerIdentity,
 	})
 	if err != nil {
-		return fmt.Errorf("tls handshake error: %w", err)
+		return fmt.Errorf("tls handshake error: %s", ioText(err))
 	}
 	p.addTunnel(conn)
 	defer p.removeTunnel(conn)
 	if err := conn.Serve(p.ctx); err != nil {
-		p.log.Debug("tunnel ended", slog.Any("peer", c.Peer), slog.String("error", err.Error()))
+		log.Debug("tunnel ended", slog.Any("peer", c.Peer), slog.String("error", err.Error()))
 	}
 	return nil
 }
 
 // serveConnect is one user connection of a tunnel.
 func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
-	log := logs.Span(p.log, "inbound", slog.String("id", traceID(r.Header("traceparent"))), slog.Any("peer", c.Peer))
-	a, status, err := p.target(c, r)
+	log := logs.Span(p.logFor(targetInbound), "inbound",
+		slog.Any("id", logs.Bare(traceID(r.Header("traceparent")))), slog.Any("peer", c.Peer))
+	a, status, err := p.target(log, c, r)
 	if err != nil {
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
 		p.reject(log, r, status)
@@ -88,7 +92,7 @@ func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
 
 // target is steps 1 to 6 of the pipeline: what may be refused before anybody
 // is asked for permission (contract 5.2).
-func (p *Proxy) target(c *capture.Conn, r *hbone.Connect) (arrival, int, error) {
+func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arrival, int, error) {
 	if r.Method != http.MethodConnect {
 		return arrival{}, http.StatusBadRequest, fmt.Errorf("expected method CONNECT, got %s", r.Method)
 	}
@@ -96,9 +100,9 @@ func (p *Proxy) target(c *capture.Conn, r *hbone.Connect) (arrival, int, error) 
 	if err != nil {
 		return arrival{}, http.StatusBadRequest, err
 	}
-	local := p.workload(p.ctx)
-	if local == nil {
-		return arrival{}, http.StatusServiceUnavailable, p.errNoWorkload()
+	local, err := p.workload(log)
+	if err != nil {
+		return arrival{}, http.StatusServiceUnavailable, err
 	}
 	in := route.Inbound{
 		Local: local, Addr: c.Dst.Addr(), Network: p.cfg.Network,
@@ -110,6 +114,9 @@ func (p *Proxy) target(c *capture.Conn, r *hbone.Connect) (arrival, int, error) 
 	up, err := in.Upstream(p.view, target)
 	if err != nil {
 		return arrival{}, http.StatusServiceUnavailable, err
+	}
+	if up.Proxy.IsValid() {
+		return arrival{}, http.StatusServiceUnavailable, errApplicationTunnel
 	}
 	forwarded := forwardedHost(r.Header("forwarded"))
 	a := arrival{
@@ -123,9 +130,6 @@ func (p *Proxy) target(c *capture.Conn, r *hbone.Connect) (arrival, int, error) 
 		},
 	}
 	a.report.Source, a.report.SourceBaggage = p.caller(c.Peer.Addr(), r)
-	if up.Proxy.IsValid() {
-		return arrival{}, http.StatusServiceUnavailable, errApplicationTunnel
-	}
 	return a, 0, nil
 }
 
@@ -165,15 +169,17 @@ type tunnelled struct {
 	local *mesh.Workload
 }
 
+func (t tunnelled) waiting() context.Context { return t.conn.Context() }
+
 func (t tunnelled) refuse(err error) {
 	status := http.StatusServiceUnavailable
-	if denied := (*rbac.DeniedError)(nil); errors.As(err, &denied) {
+	if denied := (*rbac.DeniedError)(nil); errors.As(err, &denied) || errors.Is(err, live.ErrPolicyChange) {
 		status = http.StatusUnauthorized
 	}
 	t.proxy.reject(t.log, t.conn, status)
 }
 
-func (t tunnelled) accept() (relay.Conn, error) {
+func (t tunnelled) accept(ctx context.Context) (relay.Conn, error) {
 	var baggage *string
 	if t.proxy.cfg.ResponseBaggage {
 		b := report.BaggageOf(t.local).String()
@@ -183,7 +189,22 @@ func (t tunnelled) accept() (relay.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return served{s, ctx}, nil
+}
+
+// served is a stream that ends by CANCEL if it is we who end it (contract
+// 5.5), and by CONNECT_ERROR if the application does.
+type served struct {
+	*hbone.Stream
+	ctx context.Context // tells who ended the stream
+}
+
+func (s served) Reset() {
+	if s.ctx.Err() != nil {
+		s.ResetWith(hbone.Cancel)
+		return
+	}
+	s.Stream.Reset()
 }
 
 func (p *Proxy) reject(log *slog.Logger, r *hbone.Connect, status int) {
@@ -199,15 +220,16 @@ func (p *Proxy) plaintext(c *capture.Conn) {
 	defer c.Close()
 
 	deny := func(err error) {
+		abort(c)
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
 	}
 	if err := p.cfg.Illegal.Inbound(c.Dst.Port()); err != nil {
 		deny(err)
 		return
 	}
-	local := p.workload(p.ctx)
-	if local == nil {
-		deny(p.errNoWorkload())
+	local, err := p.workload(p.logFor(targetPlaintext))
+	if err != nil {
+		deny(err)
 		return
 	}
 	p.arrive(arrival{
@@ -225,8 +247,12 @@ func (p *Proxy) plaintext(c *capture.Conn) {
 // plain is the client's end of an arrival without a tunnel.
 type plain struct{ conn *capture.Conn }
 
-func (c plain) refuse(error)                { abort(c.conn) }
-func (c plain) accept() (relay.Conn, error) { return relay.TCP(c.conn.TCPConn), nil }
+// waiting never ends: nothing is read from the client yet, so nobody knows.
+func (c plain) waiting() context.Context { return context.Background() }
+
+func (c plain) refuse(error) { abort(c.conn) }
+
+func (c plain) accept(context.Context) (relay.Conn, error) { return relay.TCP(c.conn.TCPConn), nil }
 
 // An arrival is a connection that has reached its pod and knows its target.
 type arrival struct {
@@ -241,8 +267,9 @@ type arrival struct {
 // A caller is the end from which an arrival came: told no, or told yes and
 // then copied with.
 type caller interface {
+	waiting() context.Context // ends when the caller has gone before it was told
 	refuse(error)
-	accept() (relay.Conn, error)
+	accept(context.Context) (relay.Conn, error) // the context is that of the connection
 }
 
 // arrive is what both kinds of inbound connections have in common: admit,
@@ -250,6 +277,8 @@ type caller interface {
 func (p *Proxy) arrive(a arrival, from caller) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
+	stop := context.AfterFunc(from.waiting(), func() { cancel(errGone) })
+	defer stop()
 	rep := p.shared.Reporter.Open(a.report)
 	entry, err := p.live.Admit(live.Inbound{
 		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: a.local, Service: a.host,
@@ -267,12 +296,15 @@ func (p *Proxy) arrive(a arrival, from caller) {
 func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report.Conn) (report.Flag, error) {
 	application, err := p.sockets.Deliver(ctx, a.src.Addr(), a.dial)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // which is why it failed
+		}
 		from.refuse(err)
 		return endOf(ctx, &deliveryError{err})
 	}
 	upstream := relay.TCP(application)
 	defer upstream.Close()
-	client, err := from.accept()
+	client, err := from.accept(ctx)
 	if err != nil {
 		upstream.Reset()
 		return endOf(ctx, err)
@@ -285,5 +317,3 @@ func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report
 func abort(c *capture.Conn) {
 	relay.TCP(c.TCPConn).Reset()
 }
-
-var _ net.Conn = (*capture.Conn)(nil)

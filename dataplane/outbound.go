@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
@@ -46,9 +45,10 @@ func (p *Proxy) outbound(c *capture.Conn) {
 	defer c.Close()
 
 	trace := newTrace()
-	log := logs.Span(p.log, "outbound", slog.String("id", trace.id))
-	source, out, err := p.decide(c)
+	log := logs.Span(p.logFor(targetOutbound), "outbound", slog.Any("id", logs.Bare(trace.id)))
+	source, out, err := p.decide(log, c)
 	if err != nil {
+		abort(c)
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Source, Src: c.Peer, Dst: c.Dst, Err: err})
 		return
 	}
@@ -68,35 +68,37 @@ func (p *Proxy) outbound(c *capture.Conn) {
 }
 
 // decide answers who is calling and where to. Its errors are early denies.
-func (p *Proxy) decide(c *capture.Conn) (*mesh.Workload, route.Outcome, error) {
+func (p *Proxy) decide(log *slog.Logger, c *capture.Conn) (*mesh.Workload, route.Outcome, error) {
 	if err := p.cfg.Illegal.Outbound(c.Dst); err != nil {
 		return nil, route.Outcome{}, err
 	}
-	source := p.workload(p.ctx)
-	if source == nil {
-		p.log.Warn(fmt.Sprintf("timed out waiting for workload '%s' from xds", p.pod.label()))
-		return nil, route.Outcome{}, p.errNoWorkload()
+	source, err := p.workload(log)
+	if err != nil {
+		return nil, route.Outcome{}, err
 	}
-	out := p.ask(route.Query{Source: source, SourceIP: c.Peer.Addr(), Network: p.cfg.Network, Dst: c.Dst})
-	switch out.Kind {
-	case route.Refuse:
+	out := p.ask(log, route.Query{Source: source, SourceIP: c.Peer.Addr(), Network: p.cfg.Network, Dst: c.Dst})
+	switch {
+	case out.Kind == route.Refuse && p.ctx.Err() != nil: // it may be for want of a name
+		return nil, out, context.Cause(p.ctx)
+	case out.Kind == route.Refuse:
 		return nil, out, out.Err
-	case route.DoubleTunnel:
+	case out.Kind == route.DoubleTunnel:
 		return nil, out, errDoubleTunnel
 	}
 	return source, out, nil
 }
 
 // ask decides, and looks hostnames up as long as the decision needs them.
-func (p *Proxy) ask(q route.Query) route.Outcome {
+func (p *Proxy) ask(log *slog.Logger, q route.Query) route.Outcome {
 	for {
 		out := route.Decide(p.view, q, route.Weighted(mathrand.Uint64N))
 		if out.Kind != route.Resolve {
 			return out
 		}
+		p.shared.Reporter.HostLookup(q.Source, out.Resolve)
 		addrs, err := p.shared.Lookup(p.ctx, out.Resolve)
 		if err != nil {
-			p.log.Warn("dns lookup failed", slog.String("hostname", out.Resolve), slog.String("error", err.Error()))
+			log.Warn("dns lookup failed", slog.String("hostname", out.Resolve), slog.String("error", err.Error()))
 		}
 		q = out.Again(addrs, err)
 	}
@@ -187,17 +189,22 @@ func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *rep
 	return endOf(ctx, err)
 }
 
-// idSeparator cannot stand in a parsed identity that a pool key is made of:
-// spiffe ids come from xDS strings and a newline is no part of any.
+// idSeparator joins identities to a part of a pool's key.
 const idSeparator = "\n"
 
+// joinIDs leaves out an identity that holds the separator, which would come
+// back as another one. No authority issues such a name.
 func joinIDs(ids []identity.ID) string {
 	var b strings.Builder
-	for i, id := range ids {
-		if i > 0 {
+	for _, id := range ids {
+		text := id.String()
+		if strings.Contains(text, idSeparator) {
+			continue
+		}
+		if b.Len() > 0 {
 			b.WriteString(idSeparator)
 		}
-		b.WriteString(id.String())
+		b.WriteString(text)
 	}
 	return b.String()
 }
@@ -228,14 +235,25 @@ func (t trace) parent() string { return "00-" + t.id + "-" + t.span + "-00" }
 // traceID reads the id out of a traceparent header, or makes a new one
 // (contract 5.1).
 func traceID(headers []string) string {
-	const length = 55
-	if len(headers) == 1 && len(headers[0]) == length {
-		parts := strings.Split(headers[0], "-")
-		if len(parts) == 4 && len(parts[1]) == 32 {
-			if _, err := hex.DecodeString(parts[1]); err == nil {
-				return parts[1]
-			}
+	if len(headers) == 1 {
+		if id, ok := parseTraceParent(headers[0]); ok {
+			return id
 		}
 	}
 	return newTrace().id
+}
+
+// parseTraceParent wants two, 32, 16 and two hex digits (W3C Trace Context,
+// section 3.2).
+func parseTraceParent(header string) (id string, ok bool) {
+	parts := strings.Split(header, "-")
+	if len(parts) != 4 {
+		return "", false
+	}
+	for i, digits := range [4]int{2, 32, 16, 2} {
+		if _, err := hex.DecodeString(parts[i]); err != nil || len(parts[i]) != digits {
+			return "", false
+		}
+	}
+	return strings.ToLower(parts[1]), true
 }

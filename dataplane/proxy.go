@@ -15,30 +15,43 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/netip"
-	"sync"
-	"time"
-
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
 )
 
-// workloadWait is how long a connection waits for the pod's own workload to
-// arrive from the control plane (contract 16).
-const workloadWait = 5 * time.Second
+const (
+	// workloadWait is how long a connection waits for the pod's own workload
+	// to arrive from the control plane (contract 16).
+	workloadWait = 5 * time.Second
+
+	// An accept that fails for want of descriptors or memory fails again at
+	// once. It is tried again after minPause, and then ever more slowly: the
+	// wait must neither burn the CPU that could close connections nor be felt
+	// once some have closed.
+	minPause = 5 * time.Millisecond
+	maxPause = time.Second
+)
 
 // Config is what every pod's proxy on a node has in common.
 type Config struct {
 	Network         string        // of this node; may be empty
 	Node            string        // workloads of other nodes are not local; empty: all are
+	WorkloadWait    time.Duration // how long a connection waits for the pod's own workload; 0: 5 s
 	ResponseBaggage bool          // send baggage with 200 and read it from requests
 	MaxStreams      int           // user connections on one tunnel; 0: 100
 	IdleTimeout     time.Duration // unused tunnels are dropped after it; 0: 5 min
@@ -53,9 +66,11 @@ type Config struct {
 type Pod struct{ UID, Name, Namespace, ServiceAccount string }
 
 // An Acceptor yields captured connections that know where they were going.
+// Errors of Accept are as of [net.Listener]: net.ErrClosed is the end.
 type Acceptor interface {
 	Accept() (*capture.Conn, error)
 	Close() error
+	Addr() net.Addr
 }
 
 // Sockets is what a proxy needs of its pod's network namespace.
@@ -69,6 +84,8 @@ type Sockets struct {
 	Dial func(context.Context, netip.AddrPort) (*net.TCPConn, error)
 	// Deliver connects to the pod's application as if from client.
 	Deliver func(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error)
+	// Transparent says in the log that Deliver keeps the client's address.
+	Transparent bool
 }
 
 // Shared is what proxies of all pods use together.
@@ -80,6 +97,15 @@ type Shared struct {
 	Lookup func(ctx context.Context, hostname string) ([]netip.Addr, error)
 	Logger *slog.Logger
 }
+
+/* The life of a proxy
+ *
+ *	Start --> serving --Stop--> draining --last connection, or grace--> ended
+ *
+ * A draining proxy accepts nothing, and its inbound tunnels have said GOAWAY.
+ * Everything else goes on as before, so that a connection accepted a moment
+ * ago still gets its upstream. At the end of grace ctx ends all that is left.
+ */
 
 // A Proxy serves one pod. Make it with [Start] and end it with [Proxy.Stop].
 type Proxy struct {
@@ -97,13 +123,14 @@ type Proxy struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	mu      sync.Mutex
-	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels that drain must tell
-	drained bool                           // guarded by mu; no tunnel may be added
-
-	acceptors sync.WaitGroup // three accept loops and the policy watcher; end when listeners close and ctx ends
+	draining  chan struct{}  // closed when Stop begins
+	acceptors sync.WaitGroup // one per listener; ends when that is closed
 	conns     sync.WaitGroup // one per accepted socket; ends with it
+	watcher   sync.WaitGroup // of policies; ends with ctx
 	stopOnce  sync.Once
+
+	mu      sync.Mutex
+	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels, which a drain must tell
 }
 
 // ErrDrained ends connections that outlive a drain (contract 10.6, 15.3).
@@ -111,11 +138,14 @@ var ErrDrained = errors.New("connection closed due to connection drain")
 
 // Start begins to accept. It returns at once; nothing here fails.
 func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
+	if cfg.WorkloadWait == 0 {
+		cfg.WorkloadWait = workloadWait
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p := &Proxy{
 		cfg: cfg, pod: pod, sockets: sockets, shared: shared,
 		view: shared.Store.View(), log: shared.Logger,
-		ctx: ctx, cancel: cancel,
+		ctx: ctx, cancel: cancel, draining: make(chan struct{}),
 		tunnels: map[*hbone.ServerConn]struct{}{},
 	}
 	p.live = live.New(shared.Store, shared.Logger, live.DecisionsAt(cfg.DecisionLevel))
@@ -127,79 +157,140 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 		IdleTimeout: cfg.IdleTimeout,
 		Logger:      shared.Logger,
 	})
-	p.acceptors.Go(func() { p.live.Run(ctx) })
-	p.acceptors.Go(func() { p.acceptLoop(sockets.Outbound, p.outbound) })
-	p.acceptors.Go(func() { p.acceptLoop(sockets.Plaintext, p.plaintext) })
-	p.acceptors.Go(func() { p.acceptLoop(sockets.HBONE, p.tunnel) })
+	p.watcher.Go(func() { p.live.Run(ctx) })
+	for _, l := range p.listeners() {
+		p.logFor(l.target).Info("listener established", slog.Any("address", l.Addr()),
+			slog.String("component", l.component), slog.Bool("transparent", sockets.Transparent))
+		p.acceptors.Go(func() { p.accept(l) })
+	}
 	return p
 }
 
-// acceptLoop ends when its listener is closed.
-func (p *Proxy) acceptLoop(l Acceptor, serve func(*capture.Conn)) {
-	const pause = 5 * time.Millisecond // an accept that fails for want of descriptors fails again at once
+// A listener is one of the three ways to a proxy.
+type listener struct {
+	Acceptor
+	component string // as logged (contract 14.5)
+	target    string // of log lines
+	serve     func(*capture.Conn)
+}
+
+// Log targets, which operators filter by (contract 14.2).
+const (
+	targetOutbound  = "proxy::outbound"
+	targetInbound   = "proxy::inbound"
+	targetPlaintext = "proxy::inbound_passthrough"
+)
+
+func (p *Proxy) listeners() []listener {
+	return []listener{
+		{p.sockets.HBONE, "inbound", targetInbound, p.tunnel},
+		{p.sockets.Plaintext, "inbound plaintext", targetPlaintext, p.plaintext},
+		{p.sockets.Outbound, "outbound", targetOutbound, p.outbound},
+	}
+}
+
+func (p *Proxy) logFor(target string) *slog.Logger { return logs.Target(p.log, target) }
+
+// accept ends when its listener is closed.
+func (p *Proxy) accept(l listener) {
+	pause := minPause
 	for {
 		conn, err := l.Accept()
-		switch {
-		case err == nil:
-			p.conns.Go(func() { serve(conn) })
-		case errors.Is(err, net.ErrClosed):
+		if err == nil {
+			pause = minPause
+			p.conns.Go(func() { l.serve(conn) })
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
 			return
-		default:
-			p.log.Error(fmt.Sprintf("Failed TCP handshake %v", err))
-			time.Sleep(pause)
+		}
+		p.logFor(l.target).Error(fmt.Sprintf("Failed TCP handshake %v", err))
+		if !exhausted(err) {
+			continue // it concerned that connection only
+		}
+		select {
+		case <-time.After(pause):
+		case <-p.draining:
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// exhausted reports whether err is the machine's, and not one connection's.
+func exhausted(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
 		}
 	}
+	return false
 }
 
 // Live shows the open connections.
 func (p *Proxy) Live() live.Snapshot { return p.live.Snapshot() }
 
 // Stop ends the proxy: listeners close at once, and connections end by
-// themselves until grace has passed, then with [ErrDrained]. Tunnels are told
-// at once that no more streams are taken. It returns when everything has
-// ended; later calls wait for the first.
+// themselves until grace has passed, then with [ErrDrained]. Inbound tunnels
+// are told at once that no more streams are taken. It returns when everything
+// has ended; later calls wait for the first.
 func (p *Proxy) Stop(grace time.Duration) {
-	p.stopOnce.Do(func() {
-		for _, l := range []Acceptor{p.sockets.Outbound, p.sockets.Plaintext, p.sockets.HBONE} {
-			l.Close()
+	p.stopOnce.Do(func() { p.stop(grace) })
+}
+
+func (p *Proxy) stop(grace time.Duration) {
+	close(p.draining)
+	for _, l := range p.listeners() {
+		if err := l.Close(); err != nil {
+			p.log.Warn("close listener", slog.String("component", l.component), slog.String("error", err.Error()))
 		}
-		p.drainTunnels()
-		p.pool.Drain()
-		if grace > 0 {
-			wait, done := context.WithTimeout(context.Background(), grace)
-			if p.live.Wait(wait) != nil {
-				p.log.Warn("drain duration expired with pending connections, forcefully shutting down")
-			}
-			done()
-		}
-		p.cancel(ErrDrained)
-		p.pool.Close()
+	}
+	p.acceptors.Wait() // from now on there is no new connection
+	p.drainTunnels()
+	ended := make(chan struct{})
+	go func() { // ends with the last connection, for which we wait below
 		p.conns.Wait()
-		p.acceptors.Wait()
-	})
+		close(ended)
+	}()
+	if grace > 0 {
+		deadline := time.NewTimer(grace)
+		defer deadline.Stop()
+		select {
+		case <-ended:
+		case <-deadline.C:
+			p.log.Warn("drain duration expired with pending connections, forcefully shutting down")
+		}
+	}
+	p.cancel(ErrDrained)
+	<-ended
+	p.pool.Close() // always nil
+	p.watcher.Wait()
+}
+
+func (p *Proxy) isDraining() bool {
+	select {
+	case <-p.draining:
+		return true
+	default:
+		return false
+	}
 }
 
 func (p *Proxy) drainTunnels() {
 	p.mu.Lock()
-	p.drained = true
-	tunnels := make([]*hbone.ServerConn, 0, len(p.tunnels))
-	for t := range p.tunnels {
-		tunnels = append(tunnels, t)
-	}
+	tunnels := slices.Collect(maps.Keys(p.tunnels))
 	p.mu.Unlock()
 	for _, t := range tunnels {
 		t.Drain()
 	}
 }
 
-// addTunnel remembers an inbound tunnel for the time of a drain. A tunnel that
-// comes during one is drained from its beginning.
+// addTunnel remembers an inbound tunnel for the time of a drain. A tunnel whose
+// handshake ends during one is drained from its beginning.
 func (p *Proxy) addTunnel(t *hbone.ServerConn) {
 	p.mu.Lock()
 	p.tunnels[t] = struct{}{}
-	late := p.drained
 	p.mu.Unlock()
-	if late {
+	if p.isDraining() {
 		t.Drain()
 	}
 }
@@ -210,44 +301,58 @@ func (p *Proxy) removeTunnel(t *hbone.ServerConn) {
 	delete(p.tunnels, t)
 }
 
-// workload waits for the pod's own workload, for at most workloadWait
-// (contract 3.1 step 3). The answer is nil when it did not come.
-func (p *Proxy) workload(ctx context.Context) *mesh.Workload {
-	return WaitWorkload(ctx, p.shared.Store, p.cfg.Node, p.pod)
+// workload is the pod's own. If it is not there yet it may come within
+// Config.WorkloadWait (contract 3.1 step 3); the error says that it did not,
+// or why there was no time.
+func (p *Proxy) workload(log *slog.Logger) (*mesh.Workload, error) {
+	if w := p.pod.in(p.shared.Store, p.cfg.Node); w != nil {
+		return w, nil
+	}
+	ctx, done := context.WithTimeout(p.ctx, p.cfg.WorkloadWait)
+	defer done()
+	if w := WaitWorkload(ctx, p.shared.Store, p.cfg.Node, p.pod); w != nil {
+		return w, nil
+	}
+	if p.ctx.Err() != nil {
+		return nil, context.Cause(p.ctx)
+	}
+	log.Warn(fmt.Sprintf("timed out waiting for workload '%s' from xds", p.pod.label()))
+	return nil, &unknownWorkloadError{p.pod}
 }
 
-// WaitWorkload waits up to 5 s, or until ctx ends, for the workload that
-// belongs to pod among those of node; nil says that it did not come. An empty
-// node means any.
+// An unknownWorkloadError is a pod whose workload the control plane has not
+// sent.
+type unknownWorkloadError struct{ pod Pod }
+
+func (e *unknownWorkloadError) Error() string {
+	return "failed to fetch information about local workload: " + e.pod.label()
+}
+
+// WaitWorkload waits, until ctx ends, for the workload that belongs to pod
+// among those of node; nil says that it did not come. An empty node means any.
 func WaitWorkload(ctx context.Context, store *mesh.Store, node string, pod Pod) *mesh.Workload {
-	find := func() *mesh.Workload {
-		return store.View().LocalWorkload(node, pod.Name, pod.Namespace, pod.ServiceAccount)
-	}
-	if w := find(); w != nil {
-		return w
-	}
-	timer := time.NewTimer(workloadWait)
-	defer timer.Stop()
 	for {
-		changed := store.Changed()
-		if w := find(); w != nil {
+		changed, forget := store.WorkloadChanged(pod.Namespace, pod.Name)
+		w := pod.in(store, node)
+		if w == nil {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+		forget()
+		if w != nil || ctx.Err() != nil {
 			return w
 		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return nil
-		case <-ctx.Done():
-			return nil
-		}
 	}
+}
+
+// in looks for the pod's workload.
+func (p Pod) in(store *mesh.Store, node string) *mesh.Workload {
+	return store.View().LocalWorkload(node, p.Name, p.Namespace, p.ServiceAccount)
 }
 
 // label is how logs and errors name the pod: <service account>.<namespace> (<name>).
 func (p Pod) label() string {
 	return fmt.Sprintf("%s.%s (%s)", p.ServiceAccount, p.Namespace, p.Name)
-}
-
-func (p *Proxy) errNoWorkload() error {
-	return fmt.Errorf("failed to fetch information about local workload: %s", p.pod.label())
 }

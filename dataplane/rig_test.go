@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:debug fips140=on
+
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
+	"github.com/ztunnel-go/ztunnel/dataplane/route"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
+	"github.com/ztunnel-go/ztunnel/internal/certs/certstest"
+	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/test/leak"
+)
+
+// patience bounds whatever a test waits for.
+const patience = 10 * time.Second
+
+// A lan joins pods that live in one process. Host 10.x.y.z of it is
+// 127.x.y.z, and its ports are wherever the kernel put them.
+type lan struct {
+	t     *testing.T
+	store *mesh.Store
+	ca    *certstest.Authority
+
+	mu   sync.Mutex
+	pods map[netip.Addr]*pod                       // guarded by mu
+	at   map[netip.AddrPort]func() (string, error) // guarded by mu; servers outside pods
+}
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	leak.Check(t)
+	return &lan{
+		t: t, store: mesh.NewStore(), ca: certstest.Issuer(t, time.Hour),
+		pods: map[netip.Addr]*pod{}, at: map[netip.AddrPort]func() (string, error){},
+	}
+}
+
+func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// loopback is where a host of the lan really is.
+func loopback(host netip.Addr) netip.Addr {
+	b := host.As4()
+	b[0] = 127
+	return netip.AddrFrom4(b)
+}
+
+// shown is the address on the lan of what is really at a loopback address.
+func shown(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	b := ap.Addr().Unmap().As4()
+	b[0] = 10
+	return netip.AddrPortFrom(netip.AddrFrom4(b), ap.Port())
+}
+
+// dialReal connects host from to a real address.
+func dialReal(ctx context.Context, from netip.Addr, to string) (*net.TCPConn, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback(from), 0))}
+	d.SetMultipathTCP(false)
+	c, err := d.DialContext(ctx, "tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// listen is a listener of a host, at any port.
+func listen(t *testing.T, host netip.Addr) *net.TCPListener {
+	t.Helper()
+	var cfg net.ListenConfig
+	cfg.SetMultipathTCP(false)
+	l, err := cfg.Listen(t.Context(), "tcp", netip.AddrPortFrom(loopback(host), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.(*net.TCPListener)
+}
+
+// dial is the way from one host to another: to a pod's proxy, to a server
+// outside, or to a closed port.
+func (n *lan) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	n.mu.Lock()
+	p, outside := n.pods[to.Addr()], n.at[to]
+	n.mu.Unlock()
+	switch {
+	case p != nil && to.Port() == route.HBONEPort:
+		return p.hbone.dial(ctx, from, to)
+	case p != nil:
+		return p.plaintext.dial(ctx, from, to)
+	case outside != nil:
+		real, err := outside()
+		if err != nil {
+			return nil, err
+		}
+		return dialReal(ctx, from, real)
+	}
+	return dialReal(ctx, from, closedPort(to.Addr()))
+}
+
+// closedPort is one where nobody listens: all ours are ephemeral.
+func closedPort(host netip.Addr) string { return netip.AddrPortFrom(loopback(host), 1).String() }
+
+// An acceptor is a listener whose connections were going wherever who dials
+// says.
+type acceptor struct {
+	l *net.TCPListener
+
+	// mu is held while one connects, so that nothing becomes of a connection
+	// before it is there.
+	mu   sync.Mutex
+	dst  map[string]netip.AddrPort // guarded by mu; by who connected
+	errs []error                   // guarded by mu; what Accept returns first
+}
+
+func newAcceptor(t *testing.T, host netip.Addr) *acceptor {
+	t.Helper()
+	return &acceptor{l: listen(t, host), dst: map[string]netip.AddrPort{}}
+}
+
+func (a *acceptor) dial(ctx context.Context, from netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, err := dialReal(ctx, from, a.l.Addr().String())
+	if err == nil {
+		a.dst[c.LocalAddr().String()] = dst
+	}
+	return c, err
+}
+
+func (a *acceptor) fail(errs ...error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.errs = append(a.errs, errs...)
+}
+
+func (a *acceptor) Accept() (*capture.Conn, error) {
+	for {
+		c, err := a.l.AcceptTCP()
+		if err != nil {
+			return nil, err
+		}
+		conn, err := a.admit(c)
+		if err != nil || conn == nil {
+			c.Close()
+		}
+		if err != nil || conn != nil {
+			return conn, err
+		}
+	}
+}
+
+// admit knows nothing of a connection whose dial was given up.
+func (a *acceptor) admit(c *net.TCPConn) (*capture.Conn, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	from := c.RemoteAddr().String()
+	dst, ok := a.dst[from]
+	delete(a.dst, from)
+	if !ok {
+		return nil, nil
+	}
+	if len(a.errs) > 0 {
+		err := a.errs[0]
+		a.errs = a.errs[1:]
+		return nil, err
+	}
+	return &capture.Conn{TCPConn: c, Peer: shown(c.RemoteAddr()), Dst: dst}, nil
+}
+
+func (a *acceptor) Close() error {
+	if err := a.l.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+func (a *acceptor) Addr() net.Addr { return a.l.Addr() }
+
+// A pod is a host with a proxy.
+type pod struct {
+	*Proxy
+	lan      *lan
+	ip       netip.Addr
+	certs    *certs.Manager
+	registry *prometheus.Registry
+	out      *output
+
+	outboundListener, plaintext, hbone *acceptor
+
+	mu   sync.Mutex
+	apps map[uint16]string // guarded by mu; where the application's ports really are
+	hold chan struct{}     // guarded by mu; deliveries wait for it
+}
+
+// member is the workload of a pod: 10.0.0.<n> in the mesh, with labels.
+func member(name, ip string, change ...func(*mesh.Workload)) *mesh.Workload {
+	w := &mesh.Workload{
+		UID: "c1//Pod/ns/" + name, Name: name, Namespace: "ns", TrustDomain: "cluster.local", ServiceAccount: name,
+		Protocol: mesh.HBONE, Capacity: 1, IPs: []netip.Addr{addr(ip)},
+		WorkloadName: name + "-dep", WorkloadType: mesh.Deployment, CanonicalName: name, CanonicalRevision: "v1", ClusterID: "c1",
+	}
+	for _, c := range change {
+		c(w)
+	}
+	return w
+}
+
+func (n *lan) put(things ...any) {
+	n.store.Apply(func(u *mesh.Update) {
+		for _, thing := range things {
+			switch v := thing.(type) {
+			case *mesh.Workload:
+				u.PutWorkload(v)
+			case *mesh.Service:
+				u.PutService(v)
+			case *mesh.Policy:
+				u.PutPolicy(v.Key(), v)
+			default:
+				n.t.Fatalf("a %T is not part of a mesh", thing)
+			}
+		}
+	})
+}
+
+// start runs the proxy of a pod whose workload is w, which the mesh need not
+// know yet.
+func (n *lan) start(w *mesh.Workload, change ...func(*Config)) *pod {
+	n.t.Helper()
+	t := n.t
+	p := &pod{
+		lan: n, ip: w.IPs[0], registry: prometheus.NewRegistry(), out: newOutput(t), apps: map[uint16]string{},
+		outboundListener: newAcceptor(t, w.IPs[0]),
+		plaintext:        newAcceptor(t, w.IPs[0]),
+		hbone:            newAcceptor(t, w.IPs[0]),
+	}
+	p.certs = certs.New(n.ca, certs.Config{}, nil)
+	cfg := Config{ResponseBaggage: true, Illegal: route.IllegalPorts{15001, 15006, 15008}, WorkloadWait: 50 * time.Millisecond}
+	for _, c := range change {
+		c(&cfg)
+	}
+	logger := p.out.log.Logger()
+	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, Sockets{
+		Outbound: p.outboundListener, Plaintext: p.plaintext, HBONE: p.hbone, Transparent: true,
+		Dial:    func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) { return n.dial(ctx, p.ip, to) },
+		Deliver: p.deliverTo,
+	}, Shared{
+		Store: n.store, Certs: p.certs, Lookup: lookup,
+		Reporter: report.New(report.NewMetrics(p.registry), logger),
+		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
+	})
+	n.mu.Lock()
+	n.pods[p.ip] = p
+	n.mu.Unlock()
+	t.Cleanup(func() {
+		p.Stop(0)
+		p.certs.Close()
+	})
+	return p
+}
+
+// lookup knows one name.
+func lookup(ctx context.Context, hostname string) ([]netip.Addr, error) {
+	switch hostname {
+	case "outside.example":
+		return []netip.Addr{addr("10.9.9.9")}, nil
+	case "slow.example":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return nil, errors.New("no such host")
+}
+
+func (p *pod) deliverTo(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	p.mu.Lock()
+	app, ok := p.apps[dst.Port()]
+	hold := p.hold
+	p.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if dst.Addr() != p.ip {
+		return nil, errors.New("this is another pod's address: " + dst.String())
+	}
+	if !ok {
+		app = closedPort(p.ip)
+	}
+	return dialReal(ctx, client, app)
+}
+
+// app serves connections to a port of the pod.
+func (p *pod) app(port uint16, serve func(*net.TCPConn)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.apps[port] = p.lan.serve(p.ip, serve)
+}
+
+// outside serves connections to an address that is no pod's.
+func (n *lan) outside(at string, serve func(*net.TCPConn)) {
+	real := n.serve(addrPort(at).Addr(), serve)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.at[addrPort(at)] = func() (string, error) { return real, nil }
+}
+
+// unreachable has connections to an address fail.
+func (n *lan) unreachable(at string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.at[addrPort(at)] = func() (string, error) { return "", err }
+}
+
+// serve runs a server on a host until the test ends, which waits for it.
+func (n *lan) serve(host netip.Addr, serve func(*net.TCPConn)) string {
+	n.t.Helper()
+	l := listen(n.t, host)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				defer c.Close()
+				serve(c)
+			})
+		}
+	})
+	n.t.Cleanup(func() {
+		l.Close()
+		running.Wait()
+	})
+	return l.Addr().String()
+}
+
+// echo sends back what it gets, and then its end.
+func echo(c *net.TCPConn) {
+	io.Copy(c, c)
+	c.CloseWrite()
+}
+
+// connect opens a captured connection from the pod's application.
+func (p *pod) connect(to string) *net.TCPConn {
+	p.lan.t.Helper()
+	return p.lan.client(func(ctx context.Context) (*net.TCPConn, error) {
+		return p.outboundListener.dial(ctx, p.ip, addrPort(to))
+	})
+}
+
+// from opens a connection from a host that has no proxy.
+func (n *lan) from(host, to string) *net.TCPConn {
+	n.t.Helper()
+	return n.client(func(ctx context.Context) (*net.TCPConn, error) { return n.dial(ctx, addr(host), addrPort(to)) })
+}
+
+func (n *lan) client(dial func(context.Context) (*net.TCPConn, error)) *net.TCPConn {
+	n.t.Helper()
+	c, err := dial(n.t.Context())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(patience))
+	n.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// say sends text and reads as much back.
+func say(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != text {
+		t.Fatalf("said %q and heard %q, %v", text, got, err)
+	}
+}
+
+// finish ends c's side and wants the other's end.
+func finish(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	c.CloseWrite()
+	if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
+		t.Fatalf("at the end: %q, %v", rest, err)
+	}
+	c.Close()
+}
+
+// wantReset waits for the reset of a connection on which nothing was said.
+func wantReset(t *testing.T, c net.Conn) {
+	t.Helper()
+	b, err := io.ReadAll(c)
+	if len(b) > 0 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %q, %v; want a reset", b, err)
+	}
+}
+
+// An output is what a proxy logs, each line once it was logged.
+type output struct {
+	t   *testing.T
+	log *logs.Log
+
+	mu  sync.Mutex
+	buf bytes.Buffer // guarded by mu
+}
+
+func newOutput(t *testing.T) *output {
+	t.Helper()
+	o := &output{t: t}
+	log, err := logs.New(logs.Config{Output: o, Filter: "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil { // which ends buffering
+		t.Fatal(err)
+	}
+	o.log = log
+	return o
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+// varying is what differs from run to run.
+var varying = []struct{ from, to string }{
+	{`(?m)^[^\t]+\t`, ""}, // the time
+	{`(src\.addr|peer|address)=([\d.]+):\d+`, "$1=$2:PORT"},
+	{`duration="\d+ms"`, `duration="Nms"`},
+	{`id=[0-9a-f]{32}`, "id=TRACE"},
+}
+
+// lines are those that contain every text, without what differs each time.
+func (o *output) lines(texts ...string) []string {
+	o.mu.Lock()
+	all := o.buf.String()
+	o.mu.Unlock()
+	for _, v := range varying {
+		all = regexp.MustCompile(v.from).ReplaceAllString(all, v.to)
+	}
+	var found []string
+	for line := range strings.Lines(all) {
+		if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+			found = append(found, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return found
+}
+
+// await waits for a line that contains every text.
+func (o *output) await(texts ...string) string {
+	o.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if found := o.lines(texts...); len(found) > 0 {
+			return found[0]
+		}
+		if time.Now().After(end) {
+			o.t.Fatalf("no line with %q in:\n%s", texts, strings.Join(o.lines(), "\n"))
+		}
+	}
+}
+
+// count is a metric of the traffic, over all series whose labels have the
+// values given as name=value.
+func (p *pod) count(metric string, labels ...string) float64 {
+	p.lan.t.Helper()
+	families, err := p.registry.Gather()
+	if err != nil {
+		p.lan.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != metric {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			got := map[string]bool{}
+			for _, l := range m.GetLabel() {
+				got[l.GetName()+"="+l.GetValue()] = true
+			}
+			if !slices.ContainsFunc(labels, func(want string) bool { return !got[want] }) {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// counts are opened, closed and failed, of which closed and failed have the
+// flag.
+func (p *pod) counts(flag string) [3]float64 {
+	p.lan.t.Helper()
+	label := "response_flags=" + flag
+	return [3]float64{
+		p.count("istio_tcp_connections_opened_total"),
+		p.count("istio_tcp_connections_closed_total", label),
+		p.count("istio_tcp_connections_failed_total", label),
+	}
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not so after %v: %s", patience, what)
+		}
+	}
+}
+
+var errTimeout = &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
