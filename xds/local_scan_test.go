@@ -79,7 +79,8 @@ func plainDocuments() []string {
 func TestTheScannerReadsAsTheYAMLParserDoes(t *testing.T) {
 	taken := 0
 	for _, text := range append(plainDocuments(), string(sample(t))) {
-		for i := range len(text) + 1 { // and every proper prefix
+		step := 1 + len(text)/500               // prefixes of long ones have long trees
+		for i := len(text); i >= 0; i -= step { // and every proper prefix
 			got := scanned(text[:i])
 			if got == nil {
 				continue
@@ -136,7 +137,7 @@ func TestBothRoadsLeadToTheSame(t *testing.T) {
 	if _, _, ok := parsePlain("x", string(whole)); !ok {
 		t.Error("the sample takes the long road")
 	}
-	for i := range whole {
+	for i := 0; i < len(whole); i += 7 {
 		agreeOnRoads(t, whole[:i])
 	}
 	for _, text := range []string{
