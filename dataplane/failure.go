@@ -24,13 +24,11 @@ import (
 type identityError struct{ err error }
 
 func (e *identityError) Error() string { return "identity error: " + e.err.Error() }
-func (e *identityError) Unwrap() error { return e.err }
 
 // A deliveryError is an application of the pod that could not be reached.
 type deliveryError struct{ err error }
 
 func (e *deliveryError) Error() string { return "connection failed: " + ioText(e.err) }
-func (e *deliveryError) Unwrap() error { return e.err }
 
 // errGone ends what was begun for a client that did not wait for it.
 var errGone = errors.New("client disconnected before it was answered")

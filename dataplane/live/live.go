@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package live is the table of a pod's open connections: it admits them by
-// policy, ends them when policy changes, shows them to the admin page, and is
-// what a drain waits for.
+// policy, ends them when policy changes, and shows them to the admin page.
 //
 // It asks dataplane/rbac and moves no byte: a connection is a few facts and a
 // function that ends it. It imports dataplane/rbac, internal/mesh,
@@ -40,7 +39,6 @@ type Table struct {
 	mu       sync.Mutex
 	inbound  map[*Entry]struct{} // guarded by mu
 	outbound map[*Entry]struct{} // guarded by mu
-	idle     chan struct{}       // guarded by mu; closed and dropped when the last entry leaves
 }
 
 // An Option changes what [New] makes.
@@ -153,10 +151,6 @@ func (e *Entry) Done() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(e.members, e)
-	if t.idle != nil && t.lenLocked() == 0 {
-		close(t.idle)
-		t.idle = nil
-	}
 }
 
 // Len is the number of open connections, in both directions.
@@ -167,28 +161,6 @@ func (t *Table) Len() int {
 }
 
 func (t *Table) lenLocked() int { return len(t.inbound) + len(t.outbound) }
-
-// Wait waits until the table is empty or ctx ends, whose cause it then
-// returns. The caller has seen to it that nothing new comes.
-func (t *Table) Wait(ctx context.Context) error {
-	for {
-		t.mu.Lock()
-		if t.lenLocked() == 0 {
-			t.mu.Unlock()
-			return nil
-		}
-		if t.idle == nil {
-			t.idle = make(chan struct{})
-		}
-		idle := t.idle
-		t.mu.Unlock()
-		select {
-		case <-idle:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
 
 // CancelAll ends every connection of the table for the given cause. They leave
 // by themselves.

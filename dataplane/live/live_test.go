@@ -247,38 +247,6 @@ func TestNoChangeIsMissed(t *testing.T) {
 	}
 }
 
-func TestWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		table := New(mesh.NewStore(), slog.New(slog.DiscardHandler))
-		if err := table.Wait(t.Context()); err != nil {
-			t.Errorf("an empty table: %v", err)
-		}
-		a := table.Track(Outbound{}, func(error) {})
-		b, err := table.Admit(request(t), func(error) {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		waited := make(chan error, 1)
-		go func() { waited <- table.Wait(context.Background()) }()
-		a.Done()
-		synctest.Wait()
-		select {
-		case err := <-waited:
-			t.Fatalf("Wait = %v with a connection open", err)
-		default:
-		}
-		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(ErrPolicyChange)
-		if err := table.Wait(ctx); !errors.Is(err, ErrPolicyChange) {
-			t.Errorf("Wait = %v", err)
-		}
-		b.Done()
-		if err := <-waited; err != nil {
-			t.Errorf("Wait = %v", err)
-		}
-	})
-}
-
 func TestCancelAllEndsBothDirections(t *testing.T) {
 	table := New(mesh.NewStore(), slog.New(slog.DiscardHandler))
 	var causes []error
