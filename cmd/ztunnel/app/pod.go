@@ -17,6 +17,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
+	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/netns"
@@ -31,15 +32,18 @@ type podProxy struct {
 	proxy   *dataplane.Proxy
 	dns     *dnsproxy.Server
 
-	cancel context.CancelFunc // ends prefetch and DNS's waits for the workload
+	cancel context.CancelFunc // ends prefetch
 	tasks  sync.WaitGroup     // prefetch
 
-	quiet sync.Once // everything but capture has ended
+	quiet sync.Once   // everything but capture has ended
+	holds identity.ID // whose certificate prefetch has asked for; read after tasks
 }
 
 // startPod is what the node agent's Add causes. The pod is captured only
-// when everything that would serve it runs. On error nothing is left behind.
+// when everything that would serve it runs. On error nothing is left behind
+// but what an earlier process had captured, which stays so.
 func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod.Proxy, error) {
+	defer ns.Close() // capture keeps a duplicate
 	captured, err := n.capture.Add(ctx, capture.PodInfo{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}, ns)
 	if err != nil {
 		return nil, err
@@ -49,31 +53,34 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		node: n, capture: captured, cancel: cancel,
 		pod: dataplane.Pod{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
 	}
-	name := slog.String("wl", pod.Namespace+"/"+pod.Name)
+	name := slog.Any("wl", logs.Bare(pod.Namespace+"/"+pod.Name))
 	p.proxy = dataplane.Start(n.proxyConfig(), p.pod, dataplane.Sockets{
-		Outbound:  captured.Listener(capture.Outbound),
-		Plaintext: captured.Listener(capture.Plaintext),
-		HBONE:     captured.Listener(capture.HBONE),
-		Dial:      captured.Dial,
-		Deliver:   captured.Deliver,
+		Outbound:    captured.Listener(capture.Outbound),
+		Plaintext:   captured.Listener(capture.Plaintext),
+		HBONE:       captured.Listener(capture.HBONE),
+		Dial:        captured.Dial,
+		Deliver:     captured.Deliver,
+		Transparent: n.cfg.keepsSource(),
 	}, dataplane.Shared{
 		Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: lookupHost,
 		Logger: logs.Span(logs.Target(n.logger, "proxy"), "proxy", name),
 	})
 	if n.cfg.DNSProxy {
-		err = p.serveDNS(alive, logs.Span(logs.Target(n.logger, "dns"), "dns_proxy", name))
+		err = p.serveDNS(logs.Span(logs.Target(n.logger, "dns"), "dns_proxy", name))
 	}
 	p.tasks.Go(func() { p.prefetch(alive) })
 	if err == nil {
 		err = captured.Enable(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.Stop(inpod.Remove))
+		p.silence(0)
+		p.letGo()
+		return nil, errors.Join(err, captured.Abandon(context.Background()))
 	}
 	return p, nil
 }
 
-func (p *podProxy) serveDNS(alive context.Context, log *slog.Logger) error {
+func (p *podProxy) serveDNS(log *slog.Logger) error {
 	n := p.node
 	p.dns = dnsproxy.New(dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
@@ -108,32 +115,49 @@ func (p *podProxy) dialDNS(ctx context.Context, network string, addr netip.AddrP
 	return p.capture.DialUDP(ctx, addr)
 }
 
-// prefetch has a certificate ready before the first connection wants it.
-func (p *podProxy) prefetch(ctx context.Context) {
-	if w := dataplane.WaitWorkload(ctx, p.node.store, p.node.cfg.LocalNode, p.pod); w != nil {
-		p.node.certs.Prefetch(w.Identity())
+// prefetch has a certificate ready before the first connection wants it, if
+// the pod's workload comes.
+func (p *podProxy) prefetch(alive context.Context) {
+	w := dataplane.WaitWorkload(alive, p.node.store, p.node.cfg.LocalNode, p.pod)
+	if w == nil {
+		return
 	}
+	p.holds = w.Identity()
+	p.node.identities.hold(p.holds)
+	p.node.certs.Prefetch(p.holds)
+}
+
+// letGo forgets the pod's certificate if no other pod has the same identity.
+func (p *podProxy) letGo() {
+	if !p.holds.IsZero() && p.node.identities.release(p.holds) {
+		p.node.certs.Forget(p.holds)
+	}
+	p.holds = identity.ID{}
 }
 
 // Stop ends the pod's proxy and blocks until it has ended. What becomes of
 // capture depends on why (see [inpod.StopMode]): it stays closed, unless the
 // pod is no longer ours to capture.
 func (p *podProxy) Stop(mode inpod.StopMode) error {
-	p.quiet.Do(func() { p.silence(mode) })
-	switch mode {
-	case inpod.Remove:
-		return p.capture.Remove(context.Background())
-	default:
-		return p.capture.Release()
-	}
-}
-
-// silence ends what serves the pod; a drain gives connections their time.
-func (p *podProxy) silence(mode inpod.StopMode) {
 	var grace time.Duration
 	if mode == inpod.Drain {
 		grace = p.node.cfg.Drain
 	}
+	p.quiet.Do(func() { p.silence(grace) })
+	switch mode {
+	case inpod.Park:
+		return p.capture.Park()
+	case inpod.Remove:
+		p.letGo()
+		return p.capture.Remove(context.Background())
+	default: // Drain, and Forget: whoever comes next finds the pod captured
+		p.letGo()
+		return p.capture.Release()
+	}
+}
+
+// silence ends what serves the pod, after giving connections their time.
+func (p *podProxy) silence(grace time.Duration) {
 	p.cancel()
 	var ends sync.WaitGroup
 	if p.dns != nil {
@@ -151,6 +175,34 @@ func (p *podProxy) silence(mode inpod.StopMode) {
 
 // Health is whether the pod's capture holds.
 func (p *podProxy) Health() error { return p.capture.Health() }
+
+// identities counts the pods that have an identity, so that its certificate is
+// not renewed for ever after the last has gone (contract 7.6).
+type identities struct {
+	mu   sync.Mutex
+	pods map[identity.ID]int // guarded by mu
+}
+
+func (h *identities) hold(id identity.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.pods == nil {
+		h.pods = map[identity.ID]int{}
+	}
+	h.pods[id]++
+}
+
+// release reports whether it was the last.
+func (h *identities) release(id identity.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pods[id]--
+	if h.pods[id] > 0 {
+		return false
+	}
+	delete(h.pods, id)
+	return true
+}
 
 // lookupHost resolves names of workloads in the proxy's own namespace
 // (contract 3.8).
