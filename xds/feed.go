@@ -38,8 +38,10 @@ type Node struct {
 
 // A Config says which control plane to follow, and as whom.
 type Config struct {
+	// Control is where it is, and how we know each other.
 	Control control.Config
-	Node    Node
+	// Node is how we describe ourselves.
+	Node Node
 	// OnDemand asks for workloads and services only as [Feed.Demand] names
 	// them.
 	OnDemand bool

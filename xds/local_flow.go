@@ -3,7 +3,9 @@
 package xds
 
 import (
+	"strconv"
 	"strings"
+	"unicode/utf16"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -24,7 +26,7 @@ func (s *scanner) single(inFlow bool) *yaml.Node {
 
 // tagged reads a tag like !Exact and, on the same line, what it belongs to.
 func (s *scanner) tagged(inFlow bool) *yaml.Node {
-	line, column, end := s.line, s.column()+1, 1
+	line, column, end := s.line, s.column()-s.extra+1, 1
 	for c := s.peek(end) | 0x20; c >= 'a' && c <= 'z'; c = s.peek(end) | 0x20 {
 		end++
 	}
@@ -149,11 +151,48 @@ func (s *scanner) doubleQuoted() *yaml.Node {
 		switch s.text[i] {
 		case '"':
 			n.Value = s.text[begin:i]
-			s.pos = i + 1
+			s.passed(i + 1)
 			return n
-		case '\n', '\\':
+		case '\n':
+			return s.giveUp()
+		case '\\':
+			return s.escaped(n)
+		}
+	}
+	return s.giveUp()
+}
+
+// escaped reads a quoted scalar with escapes, from its beginning: those that
+// JSON and YAML have in common.
+func (s *scanner) escaped(n *yaml.Node) *yaml.Node {
+	var out strings.Builder
+	for i := s.pos; i < len(s.text); i++ {
+		c := s.text[i]
+		switch {
+		case c == '"':
+			n.Value = out.String()
+			s.passed(i + 1)
+			return n
+		case c == '\n' || c == '\\' && i+1 == len(s.text):
+			return s.giveUp()
+		case c != '\\':
+			out.WriteByte(c)
+			continue
+		}
+		i++
+		if at := strings.IndexByte(`"\bfnrt`, s.text[i]); at >= 0 {
+			out.WriteByte("\"\\\b\f\n\r\t"[at])
+			continue
+		}
+		if s.text[i] != 'u' || i+5 > len(s.text) {
 			return s.giveUp()
 		}
+		code, err := strconv.ParseUint(s.text[i+1:i+5], 16, 16)
+		if err != nil || utf16.IsSurrogate(rune(code)) {
+			return s.giveUp()
+		}
+		out.WriteRune(rune(code))
+		i += 4
 	}
 	return s.giveUp()
 }
@@ -167,7 +206,7 @@ func (s *scanner) singleQuoted() *yaml.Node {
 		return s.giveUp()
 	}
 	n.Value = s.text[s.pos : s.pos+i]
-	if s.pos += i + 1; s.peek(0) == '\'' {
+	if s.passed(s.pos + i + 1); s.peek(0) == '\'' {
 		return s.giveUp() // an escaped quote
 	}
 	return n
@@ -210,7 +249,7 @@ scan:
 		}
 		end = i + 1
 	}
-	s.pos = end
+	s.passed(end)
 	n.Value = s.text[begin:end]
 	if isWord(n.Value) {
 		n.Tag = "!!str"

@@ -4,6 +4,7 @@ package xds
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -38,8 +39,10 @@ const maxKey = 1000
 type scanner struct {
 	text   string
 	pos    int
-	line   int // from 1
-	start  int // where the line begins
+	line   int  // from 1
+	start  int  // where the line begins
+	wide   bool // not all of the text is ASCII
+	extra  int  // bytes of this line, up to pos, that begin no character
 	depth  int
 	gaveUp bool
 
@@ -52,17 +55,39 @@ func (s *scanner) giveUp() *yaml.Node {
 	return nil
 }
 
-// plainBytes reports whether a text has nothing but printable ASCII and ends
-// of lines: columns are bytes then, and nothing has to be decoded.
-func plainBytes(text string) bool {
-	for i := range len(text) {
-		if c := text[i]; c-' ' >= 0x7f-' ' && c != '\n' {
-			return false
+// plainText reports whether a text has nothing but ends of lines and what
+// prints and is no end of line to anybody; and whether some of that takes more
+// than a byte.
+func plainText(text string) (ok, wide bool) {
+	for i := 0; i < len(text); i++ {
+		if c := text[i]; c-' ' < 0x7f-' ' || c == '\n' {
+			continue
 		}
+		r, size := utf8.DecodeRuneInString(text[i:])
+		switch {
+		case r < 0xa0, r == utf8.RuneError, r == 0x2028, r == 0x2029, r == 0xfeff, r == 0xfffe, r == 0xffff:
+			return false, false
+		}
+		wide = true
+		i += size - 1
 	}
-	return true
+	return true, wide
 }
 
+// passed moves behind a piece of text on this line.
+func (s *scanner) passed(end int) {
+	if s.wide {
+		for i := s.pos; i < end; i++ {
+			if !utf8.RuneStart(s.text[i]) {
+				s.extra++
+			}
+		}
+	}
+	s.pos = end
+}
+
+// column counts bytes, from 0. What is compared with it, the indentation of
+// lines, is ASCII.
 func (s *scanner) column() int { return s.pos - s.start }
 
 // peek is the byte at an offset, and an end of line behind the end.
@@ -105,7 +130,7 @@ func (s *scanner) skip() {
 	for s.restOfLine() && !s.done() {
 		s.pos++
 		s.line++
-		s.start = s.pos
+		s.start, s.extra = s.pos, 0
 	}
 	if s.column() == 0 && !s.done() {
 		if rest := s.text[s.pos:]; strings.HasPrefix(rest, "---") || strings.HasPrefix(rest, "...") {
@@ -116,7 +141,7 @@ func (s *scanner) skip() {
 
 func (s *scanner) node(kind yaml.Kind, tag string) *yaml.Node {
 	n := s.arena.node()
-	n.Kind, n.Tag, n.Line, n.Column = kind, tag, s.line, s.column()+1
+	n.Kind, n.Tag, n.Line, n.Column = kind, tag, s.line, s.column()-s.extra+1
 	return n
 }
 

@@ -26,10 +26,11 @@ func tree(t *testing.T, text string) *yaml.Node {
 
 // scanned is what the scanner makes of it, or nil if it gives up.
 func scanned(text string) *yaml.Node {
-	if !plainBytes(text) {
+	plain, wide := plainText(text)
+	if !plain {
 		return nil
 	}
-	s := &scanner{text: text, line: 1}
+	s := &scanner{text: text, line: 1, wide: wide}
 	s.skip()
 	if s.done() {
 		return nil

@@ -11,10 +11,11 @@ import (
 // parsePlain reads a document by the short road. Not ok means that it has to
 // be read by the long one.
 func parsePlain(name, text string) (static *Static, err error, ok bool) {
-	if !plainBytes(text) {
+	plain, wide := plainText(text)
+	if !plain {
 		return nil, nil, false
 	}
-	s := &scanner{text: text, line: 1}
+	s := &scanner{text: text, line: 1, wide: wide}
 	if strings.HasPrefix(text, "---\n") {
 		s.pos, s.start, s.line = 4, 4, 2
 	}
