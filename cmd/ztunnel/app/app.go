@@ -8,13 +8,13 @@ package app
 
 import (
 	"context"
+	"crypto/fips140"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -85,10 +85,18 @@ func proxy(args []string, env Env, log *logs.Log, version BuildInfo) error {
 	if err := cfg.unsupported(); err != nil {
 		return err
 	}
-	stop := newStopper(logger)
+	if !fips140.Enabled() {
+		return errFIPSOff
+	}
+	stop := newStopper(logger, os.Exit)
 	defer stop.close()
 	return run(stop.ctx, nodeParams{cfg: cfg, version: version, log: log, stop: stop})
 }
+
+// errFIPSOff refuses to offer peers what the mesh does not allow: without FIPS
+// mode crypto/tls has no way to leave out ChaCha20 (docs/decisions).
+var errFIPSOff = errors.New("the FIPS mode of crypto/tls is off, so that TLS_CHACHA20_POLY1305_SHA256 would be offered and taken; " +
+	"start without fips140=off in GODEBUG")
 
 // unsupported names what the environment asks for and this build cannot do.
 // To go on without it would be to do something else than was asked.
@@ -155,15 +163,16 @@ type stopper struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	signals chan os.Signal
-	done    chan struct{}
+	exit    func(status int)
+	done    chan struct{} // closed when listen has ended
 	log     *slog.Logger
 }
 
-func newStopper(logger *slog.Logger) *stopper {
+func newStopper(logger *slog.Logger, exit func(status int)) *stopper {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &stopper{ctx: ctx, cancel: cancel, signals: make(chan os.Signal, 2), done: make(chan struct{}), log: logger}
-	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT)
-	go s.listen()
+	s := &stopper{ctx: ctx, cancel: cancel, signals: make(chan os.Signal, 2), exit: exit, done: make(chan struct{}), log: logger}
+	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
+	go s.listen() // ends with close
 	return s
 }
 
@@ -173,18 +182,25 @@ func (s *stopper) listen() {
 	defer close(s.done)
 	interrupted := false
 	for sig := range s.signals {
-		name := strings.ToUpper(map[os.Signal]string{syscall.SIGTERM: "sigterm", syscall.SIGINT: "sigint"}[sig])
-		if sig == syscall.SIGINT {
-			if interrupted {
-				os.Exit(0)
-			}
-			interrupted = true
-		}
 		if s.ctx.Err() == nil {
-			s.log.Info(fmt.Sprintf("received signal %s, starting shutdown", name))
+			s.log.Info(fmt.Sprintf("received signal %s, starting shutdown", signalName(sig)))
 		}
 		s.cancel()
+		if sig != unix.SIGINT {
+			continue
+		}
+		if interrupted {
+			s.exit(0)
+		}
+		interrupted = true
 	}
+}
+
+func signalName(sig os.Signal) string {
+	if number, ok := sig.(unix.Signal); ok {
+		return unix.SignalName(number)
+	}
+	return sig.String()
 }
 
 // quit is the request made through the admin page.

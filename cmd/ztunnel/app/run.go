@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane"
@@ -59,6 +60,8 @@ type node struct {
 	capture *capture.Node
 	inpod   *inpod.Enrollment
 
+	identities identities // of enrolled pods
+
 	readiness, stats, admin *admin.Server
 
 	closers []closer // in order of construction
@@ -76,10 +79,10 @@ type closer struct {
 // The order of construction follows contract 15.1: servers are bound early, so
 // that a taken port is known at once, and serve when what they show is there.
 // The end is the reverse, so that one can watch it: readiness first of all,
-// then enrolment and with it every pod's connections, the admin pages last.
-func run(ctx context.Context, params nodeParams) (err error) {
+// with it enrolment and every pod's connections, the admin pages last.
+func run(ctx context.Context, params nodeParams) error {
 	n := &node{nodeParams: params, logger: params.log.Logger()}
-	defer func() { err = errors.Join(err, n.close()) }()
+	defer n.close()
 	for _, build := range []func(context.Context) error{
 		n.buildMetrics, n.bindServers, n.buildCerts, n.buildState, n.buildResolver, n.buildCapture,
 	} {
@@ -92,8 +95,7 @@ func run(ctx context.Context, params nodeParams) (err error) {
 	if !n.awaitState(ctx) {
 		return nil // asked to stop before there was anything to serve
 	}
-	err = n.inpod.Run(ctx)
-	if err != nil { // the agent and we disagree; it has been logged
+	if err := n.inpod.Run(ctx); err != nil { // the agent and we disagree; it has been logged
 		return fmt.Errorf("workload proxy manager: %w", err)
 	}
 	return nil // asked to stop
@@ -103,16 +105,16 @@ func (n *node) onClose(name string, f func() error) {
 	n.closers = append(n.closers, closer{name, f})
 }
 
-// close ends the parts in reverse.
-func (n *node) close() error {
-	var errs []error
+// close ends the parts in reverse. What goes wrong then, such as a reader of
+// an admin page who had to be cut off, is no reason to fail.
+func (n *node) close() {
+	log := logs.Target(n.logger, "ztunnel::app")
 	for i := len(n.closers) - 1; i >= 0; i-- {
 		if err := n.closers[i].close(); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", n.closers[i].name, err))
+			log.Warn("close", slog.String("part", n.closers[i].name), slog.String("error", err.Error()))
 		}
 	}
-	logs.Target(n.logger, "ztunnel::app").Info("shutdown complete")
-	return errors.Join(errs...)
+	log.Info("shutdown complete")
 }
 
 // buildEnrollment prepares the conversation with the node agent; run holds it.
@@ -130,12 +132,19 @@ func (n *node) buildEnrollment() {
 			}
 		},
 	})
-	n.onClose("enrolment", func() error {
-		err := n.readiness.Shutdown(context.Background())
-		n.inpod.Close()
-		return err
-	})
+	n.onClose("enrolment", n.closeEnrollment)
 	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
+}
+
+// closeEnrollment drains all pods at the same time. Nobody is told any more
+// that we are ready, and nobody who is being told holds the drain up.
+func (n *node) closeEnrollment() (err error) {
+	n.enrolled.Pending()
+	var telling sync.WaitGroup
+	telling.Go(func() { err = shutdown(n.readiness) })
+	n.inpod.Close()
+	telling.Wait()
+	return err
 }
 
 func (n *node) buildMetrics(context.Context) error {
@@ -239,12 +248,18 @@ func (c *Config) capture() (capture.Config, error) {
 			Retries: int(c.Sockets.KeepaliveRetries), UserTimeout: c.Sockets.UserTimeout,
 		},
 		IPv6: c.IPv6, DNS: c.DNSProxy, PortReuse: c.Sockets.PortReuse,
-		SpoofSource: c.Sockets.OriginalSource == nil || *c.Sockets.OriginalSource,
+		SpoofSource: c.keepsSource(),
 	}
 	if c.Sockets.PacketMark != nil {
 		out.Mark = *c.Sockets.PacketMark
 	}
 	return out, nil
+}
+
+// keepsSource says whether applications see their clients' addresses
+// (ENABLE_ORIG_SRC).
+func (c *Config) keepsSource() bool {
+	return c.Sockets.OriginalSource == nil || *c.Sockets.OriginalSource
 }
 
 // proxyConfig is what every pod's proxy has in common.
