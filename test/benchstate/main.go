@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "write the numbers to this file too")
 	flag.IntVar(&o.Workloads, "workloads", 100_000, "workloads of the document, and of the largest mesh that is asked")
 	flag.IntVar(&o.Services, "services", 5_000, "services of the document")
-	flag.IntVar(&o.rounds, "rounds", 5, "how often each is measured, in turn; medians are shown")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured, in turn; medians are shown")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
