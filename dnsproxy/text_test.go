@@ -167,6 +167,22 @@ func TestParseHosts(t *testing.T) {
 	}
 }
 
+func TestEveryPrefixOfAHostsFileKnowsItsWholeLines(t *testing.T) {
+	const first, second = "10.0.0.1 one uno\n", "fd00::2 two # dos\n"
+	for i := len(first); i < len(first+second); i++ {
+		h := parseHosts(t, (first + second)[:i])
+		if got := h.lookup("uno.", false); !reflect.DeepEqual(got, []netip.Addr{addr("10.0.0.1")}) {
+			t.Errorf("%d bytes: %v", i, got)
+		}
+		if got := h.lookup("dos.", true); got != nil {
+			t.Errorf("%d bytes: a comment has the address %v", i, got)
+		}
+	}
+	for i := range first {
+		parseHosts(t, first[:i])
+	}
+}
+
 func FuzzParseHosts(f *testing.F) {
 	f.Add([]byte("127.0.0.1 localhost\n::1 localhost # x\nfe80::1%lo0 a.b"))
 	f.Fuzz(func(t *testing.T, text []byte) {

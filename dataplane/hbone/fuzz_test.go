@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,6 +146,14 @@ func dialBytes(b []byte) {
 	t.running.Wait()
 }
 
+func TestEveryPrefixOfAServersWordsEnds(t *testing.T) {
+	whole := answers()
+	for n := range whole {
+		dialBytes(whole[:n])
+	}
+	dialBytes(whole)
+}
+
 func FuzzClient(f *testing.F) {
 	whole := answers()
 	f.Add(whole)
@@ -163,6 +172,28 @@ func FuzzClient(f *testing.F) {
 			t.Fatal("a tunnel outlived its connection")
 		}
 	})
+}
+
+func TestEveryPrefixOfAHeaderBlockIsShorterOrRefused(t *testing.T) {
+	whole := appendBlock(nil, Request{Authority: "10.0.0.1:80", Baggage: "a=b"}.fields())
+	read := func(raw []byte) ([]field, error) {
+		b := &block{left: 1000}
+		d := hpack.NewDecoder(4096, b.add)
+		if _, err := d.Write(raw); err != nil {
+			return nil, err
+		}
+		return b.fields, d.Close()
+	}
+	all, err := read(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range whole {
+		some, err := read(whole[:n])
+		if err == nil && (len(some) >= len(all) || !slices.Equal(some, all[:len(some)])) {
+			t.Errorf("%d bytes: %v of %v", n, some, all)
+		}
+	}
 }
 
 // FuzzBlock checks what a handler may rely on: lower-case names, no control

@@ -4,6 +4,7 @@ package route
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -237,6 +238,15 @@ func TestForwardedHost(t *testing.T) {
 	} {
 		if got := ForwardedHost(in); got != want {
 			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestEveryProperPrefixOfAForwardedHeader(t *testing.T) {
+	const whole = `for="1.2.3.4:1";host=web.ns`
+	for i := range whole {
+		if got := ForwardedHost(whole[:i]); !strings.HasPrefix("web.ns", got) {
+			t.Errorf("%q: %q", whole[:i], got)
 		}
 	}
 }

@@ -326,6 +326,20 @@ func TestWhetherLocalhostHasIPv6(t *testing.T) {
 	}
 }
 
+func TestEveryPrefixOfAProxyConfigIsTakenOrRefused(t *testing.T) {
+	for whole, least := range map[string]int{
+		// From here on a prefix is a document of its own, with fewer keys.
+		"statsPort: 15098\nproxyMetadata:\n  A: b\nconcurrency: 2\n": len("statsPort: 15098\nproxyMetadata:\n  A: b"),
+		`{"statsPort": 15098, "proxyMetadata": {"A": "b"}}`:          len(`{"statsPort": 15098, "proxyMetadata": {"A": "b"}}`),
+	} {
+		for i := range whole {
+			if c, err := parseProxyConfig([]byte(whole[:i])); err == nil && (i < least || c.metadata["A"] != "b") {
+				t.Errorf("%q is %+v", whole[:i], c)
+			}
+		}
+	}
+}
+
 // FuzzProxyConfig holds that no text makes the parser panic, and that what it
 // accepts has metadata.
 func FuzzProxyConfig(f *testing.F) {

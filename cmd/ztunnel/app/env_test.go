@@ -40,6 +40,20 @@ func TestDurationsThatAreNone(t *testing.T) {
 	}
 }
 
+func TestEveryPrefixOfADurationIsSensibleOrRefused(t *testing.T) {
+	const whole = "1d 2h + 3min4s5msec"
+	longest, err := parseDuration(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range whole {
+		// Five milliseconds cut short are five minutes.
+		if d, err := parseDuration(whole[:i]); err == nil && (d <= 0 || d > longest+5*time.Minute) {
+			t.Errorf("%q is %v", whole[:i], d)
+		}
+	}
+}
+
 // FuzzDuration holds that what is accepted is not negative, and that what Go
 // prints for whole seconds is read back.
 func FuzzDuration(f *testing.F) {
@@ -134,6 +148,19 @@ func TestQuantities(t *testing.T) {
 }
 
 // FuzzQuantity holds that what is accepted is a usable number of CPUs.
+func TestEveryPrefixOfAQuantityIsPositiveOrRefused(t *testing.T) {
+	for _, whole := range []string{"1500m", "2.75", "33.3%"} {
+		for i := range whole {
+			if n, err := wholeCPUs(whole[:i]); err == nil && n < 1 {
+				t.Errorf("%q is %d CPUs", whole[:i], n)
+			}
+			if n, err := workerThreads(whole[:i], 8); err == nil && n < 1 {
+				t.Errorf("%q is %d threads", whole[:i], n)
+			}
+		}
+	}
+}
+
 func FuzzQuantity(f *testing.F) {
 	for _, seed := range []string{"2", "1.5", "500m", "", "m", "-0", "1e400", "NaN", "0x1p-2", "50%"} {
 		f.Add(seed)
