@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ztunnel-go/ztunnel/test/fakeagent"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 	"github.com/ztunnel-go/ztunnel/test/netlab/serve"
 	"github.com/ztunnel-go/ztunnel/test/rig"
@@ -226,6 +228,51 @@ func TestAgentForgets(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestDelOfAParkedPod deletes a pod that nobody serves while an application of
+// it still waits to be connected. Its SYNs must not go out with the rules gone.
+func TestDelOfAParkedPod(t *testing.T) {
+	w := plan(t)
+	p := w.start(w.n1, rig.Options{NoAgent: true})
+	w.p1 = p
+	agent, err := fakeagent.Listen(p.Socket())
+	must(t, err)
+	defer agent.Close()
+	first, err := agent.Accept(w.patience())
+	must(t, err)
+	must(t, first.Add("a", infoOf(w.a), w.a.NS()))
+	must(t, first.SnapshotSent())
+	w.ready(p)
+	link := record(t, w.a)
+	must(t, first.Close())
+	second, err := agent.Accept(w.patience())
+	must(t, err)
+	defer second.Close()
+	must(t, second.SnapshotSent())
+	w.eventually(t, func() error {
+		if state := w.pods(t, p)["a"].State; state != "Parked" {
+			return errors.New("its state is " + state)
+		}
+		return nil
+	})
+	waiting := make(chan error, 1)
+	go func() { waiting <- refused(w.a.Host, w.b.Addr(portEcho), []byte("hello")) }()
+	w.eventually(t, func() error { return w.connecting(w.a) })
+	must(t, second.Del("a"))
+	if err := <-waiting; err == nil || isTimeout(err) {
+		t.Errorf("what waited saw %v, want an end", err)
+	}
+	w.eventually(t, func() error {
+		if left := w.traces(t, w.a); len(left) > 0 {
+			return fmt.Errorf("left in a: %q", left)
+		}
+		return nil
+	})
+	if n := link.kinds(time.Time{}); n["tcp"]+n["dns"]+n["tunnel"] > 0 {
+		t.Errorf("the pod sent %v", n)
+	}
+	must(t, refused(w.a.Host, w.b.Addr(portEcho), []byte("free again")))
 }
 
 // TestReadiness reads the readiness page of a proxy that no agent has told its

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -16,7 +17,9 @@ import (
 
 // TestTraffic is what applications do on a good day, in one lab.
 func TestTraffic(t *testing.T) {
-	w := newWorld(t)
+	w := plan(t)
+	must(t, w.a.Sysctl(fastOpenSetting, fastOpenOnSYN)) // before somebody listens there
+	w.up()
 	w.serve(w.c.Host, serve.Options{HTTP: port(portHTTP), Echo: port(portEcho)})
 	w.serve(w.outside.Host, serve.Options{HTTP: port(portHTTP)})
 	secret := w.watch(t, w.a, w.b, w.c)
@@ -137,25 +140,36 @@ func (w *world) connectMultipath(t *testing.T, to netip.AddrPort) net.Conn {
 	return s.conn(t)
 }
 
-// fastOpen sends with the connect (RFC 7413), with and without the data on the
+// fastOpen sends with the connect (RFC 7413), without and with the data on the
 // SYN itself.
 func (w *world) fastOpen(t *testing.T, to netip.AddrPort, payload []byte) {
-	const inSYN = "1543" // client, server, client without cookie, server without cookie, every listener: 0x607
-	for _, mode := range []string{"1", inSYN} {
-		must(t, w.a.Sysctl("net/ipv4/tcp_fastopen", mode))
+	for _, mode := range []string{"1", fastOpenOnSYN} {
+		must(t, w.a.Sysctl(fastOpenSetting, mode))
 		s := newSocket(t, w.a.Host, unix.AF_INET, 0)
 		n, err := unix.SendmsgN(s.fd, payload, nil, sockaddr(unix.AF_INET, to), unix.MSG_FASTOPEN)
 		if err != nil || n != len(payload) {
 			t.Fatalf("mode %s: %d bytes sent, %v", mode, n, err)
 		}
+		info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		must(t, err)
+		const synData = 32 // TCPI_OPT_SYN_DATA of linux/tcp.h: it was acknowledged with the SYN
+		if onSYN := info.Options&synData != 0; onSYN != (mode == fastOpenOnSYN) {
+			t.Errorf("mode %s: data on the SYN was taken: %v", mode, onSYN)
+		}
 		c := s.conn(t)
 		got := make([]byte, len(payload))
-		if n, err := c.Read(got); err != nil || string(got[:n]) != string(payload) {
-			t.Fatalf("mode %s: the echo is %q, %v", mode, got[:n], err)
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != string(payload) {
+			t.Fatalf("mode %s: the echo is %q, %v", mode, got, err)
 		}
 	}
-	must(t, w.a.Sysctl("net/ipv4/tcp_fastopen", "1"))
 }
+
+// fastOpenOnSYN lets clients send data on a SYN without a cookie, and listeners
+// take it, all of them (net.ipv4.tcp_fastopen, bits 0, 1, 2, 9 and 10).
+const (
+	fastOpenSetting = "net/ipv4/tcp_fastopen"
+	fastOpenOnSYN   = "1543"
+)
 
 // bulk sends much, each way, to the pod and to the service.
 func (w *world) bulk(t *testing.T) {
