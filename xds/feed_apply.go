@@ -120,6 +120,9 @@ func (f *Feed) putWorkloads(list []*delta.Resource, msg *workloadpb.Address, rej
 			rejected.use(res.Name, err, false)
 			continue
 		}
+		if w.UID == res.Name { // it nearly always is: one string for both
+			w.UID = res.Name
+		}
 		if batch = append(batch, w); len(batch) == applyBatch {
 			f.applyWorkloads(batch)
 			batch = batch[:0]

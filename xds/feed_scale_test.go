@@ -3,7 +3,6 @@
 package xds
 
 import (
-	"fmt"
 	"runtime"
 	"testing"
 	"time"
@@ -12,47 +11,18 @@ import (
 	"github.com/ztunnel-go/ztunnel/test/fakeistiod"
 	"github.com/ztunnel-go/ztunnel/test/leak"
 	"github.com/ztunnel-go/ztunnel/xds/delta"
-	pb "github.com/ztunnel-go/ztunnel/xds/pb/workloadpb"
 )
 
 const largeServices = largeWorkloads / 20
 
-func largeNamespace(app int) string { return fmt.Sprint("ns-", app%200) }
-
-func largeUID(i int) string {
-	return fmt.Sprintf("cluster1//v1/Pod/%s/pod-%d", largeNamespace(i%largeServices), i)
-}
-
-// largeMesh looks like a mesh of that size: replicas of deployments.
-func largeMesh() []fakeistiod.Resource {
-	out := make([]fakeistiod.Resource, 0, largeWorkloads+largeServices)
-	for i := range largeWorkloads {
-		app := i % largeServices
-		out = append(out, fakeistiod.Workload(&pb.Workload{
-			Uid: largeUID(i), Name: fmt.Sprint("pod-", i), Namespace: largeNamespace(app), Node: fmt.Sprint("node-", i%2000),
-			Addresses: [][]byte{{10, byte(i >> 16), byte(i >> 8), byte(i)}}, TunnelProtocol: pb.TunnelProtocol_HBONE,
-			TrustDomain: "cluster.local", ServiceAccount: fmt.Sprint("sa-", app), ClusterId: "cluster1", Network: "network1",
-			CanonicalName: fmt.Sprint("app-", app), CanonicalRevision: "v1", WorkloadName: fmt.Sprint("app-", app),
-			Locality: &pb.Locality{Region: "region", Zone: fmt.Sprint("zone-", i%3)},
-			Services: map[string]*pb.PortList{fmt.Sprintf("%s/app-%d.example", largeNamespace(app), app): {Ports: []*pb.Port{{ServicePort: 80, TargetPort: 8080}}}},
-		}))
-	}
-	for i := range largeServices {
-		out = append(out, fakeistiod.Service(&pb.Service{
-			Name: fmt.Sprint("app-", i), Namespace: largeNamespace(i), Hostname: fmt.Sprintf("app-%d.example", i),
-			Addresses: []*pb.NetworkAddress{{Network: "network1", Address: []byte{172, 16, byte(i >> 8), byte(i)}}},
-			Ports:     []*pb.Port{{ServicePort: 80, TargetPort: 8080}},
-		}))
-	}
-	return out
-}
+func largeUID(i int) string { return fakeistiod.BulkUID(i, largeServices) }
 
 // A mesh that arrives in one message is applied in many steps, between which
 // readers read.
 func TestALargeMeshInOneMessage(t *testing.T) {
 	leak.Check(t)
 	srv := fakeistiod.Start(t, fakeistiod.Options{})
-	srv.World.Put(largeMesh()...)
+	srv.World.Put(fakeistiod.Bulk(largeWorkloads, largeServices)...)
 	f := feedFrom(t, srv, nil)
 	between := 0
 	for marks, last := 16, 0; last < marks; {
@@ -82,7 +52,7 @@ func TestALargeMeshInOneMessage(t *testing.T) {
 
 // A workload costs little more than its data: names that repeat are there once.
 func TestMemoryOfALargeMesh(t *testing.T) {
-	resources := largeMesh()
+	resources := fakeistiod.Bulk(largeWorkloads, largeServices)
 	updates := make([]delta.Resource, len(resources))
 	for i, r := range resources {
 		updates[i] = delta.Resource{Name: r.Name, Payload: r.Payload, HasPayload: true}

@@ -59,23 +59,29 @@ func (t *translator) workload(p *workloadpb.Workload) (*mesh.Workload, error) {
 	if err := workloadEnums(w, p); err != nil {
 		return nil, err
 	}
-	var err error
-	if w.IPs, err = addresses(p.GetAddresses()); err != nil {
-		return nil, err
-	}
-	if w.Waypoint, err = t.gateway(p.GetWaypoint()); err != nil {
-		return nil, err
-	}
-	if w.NetworkGateway, err = t.gateway(p.GetNetworkGateway()); err != nil {
-		return nil, err
-	}
-	if w.ApplicationTunnel, err = applicationTunnel(p.GetApplicationTunnel()); err != nil {
-		return nil, err
-	}
-	if w.Services, err = t.memberships(p.GetServices()); err != nil {
+	if err := t.places(w, p); err != nil {
 		return nil, err
 	}
 	return w, nil
+}
+
+// places converts where a workload is, what stands before it, and what it is
+// a member of.
+func (t *translator) places(w *mesh.Workload, p *workloadpb.Workload) (err error) {
+	if w.IPs, err = addresses(p.GetAddresses()); err != nil {
+		return err
+	}
+	if w.Waypoint, err = t.gateway(p.GetWaypoint()); err != nil {
+		return err
+	}
+	if w.NetworkGateway, err = t.gateway(p.GetNetworkGateway()); err != nil {
+		return err
+	}
+	if w.ApplicationTunnel, err = applicationTunnel(p.GetApplicationTunnel()); err != nil {
+		return err
+	}
+	w.Services, err = t.memberships(p.GetServices())
+	return err
 }
 
 // workloadEnums converts those enumerations of which an unknown number would

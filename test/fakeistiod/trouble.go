@@ -12,7 +12,7 @@ import (
 // trouble is what befalls connections.
 type trouble struct {
 	mu    sync.Mutex
-	cut   int // bytes until the end; -1 or 0 with !armed: none
+	cut   int // bytes until the end, where armed
 	armed bool
 	piece int // bytes written at a time; 0: all
 	pause time.Duration

@@ -125,29 +125,13 @@ func (w *World) serve(st *Stream) error {
 		delete(w.streams, self)
 	}()
 
-	requests := make(chan *discoverypb.DeltaDiscoveryRequest)
-	var failed error
-	go func() { // ends with the stream
-		defer close(requests)
-		for {
-			req, err := st.Recv()
-			if err != nil {
-				failed = err
-				return
-			}
-			select {
-			case requests <- req:
-			case <-st.Done():
-				return
-			}
-		}
-	}()
+	requests, failed := st.receive()
 	server := &serving{w: w, st: st, wants: map[string]*subscription{}}
 	for {
 		select {
 		case req, ok := <-requests:
 			if !ok {
-				return failed
+				return failed()
 			}
 			if err := server.request(req); err != nil {
 				return err
@@ -162,6 +146,29 @@ func (w *World) serve(st *Stream) error {
 			}
 		}
 	}
+}
+
+// receive hands on requests until the stream ends, and then says why it did.
+func (st *Stream) receive() (requests <-chan *discoverypb.DeltaDiscoveryRequest, failed func() error) {
+	ch := make(chan *discoverypb.DeltaDiscoveryRequest)
+	var end error
+	go func() { // ends with the stream
+		defer close(ch)
+		for {
+			req, err := st.Recv()
+			if err != nil {
+				end = err
+				return
+			}
+			select {
+			case ch <- req:
+			case <-st.Done():
+				end = st.grpc.Context().Err()
+				return
+			}
+		}
+	}()
+	return ch, func() error { return end }
 }
 
 // serving is the server's side of one stream.
