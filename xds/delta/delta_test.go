@@ -3,7 +3,6 @@
 package delta
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -370,114 +368,4 @@ func TestARefusedTokenIsReadAgain(t *testing.T) {
 	eventually(t, "a line break", func() bool { return g.log.has("not a legal header value") })
 	write("good")
 	eventually(t, "ready", g.isReady)
-}
-
-func TestDemand(t *testing.T) {
-	leak.Check(t)
-	srv := fakeistiod.Start(t, fakeistiod.Options{})
-	byAlias := res(addresses, "uid", "1")
-	byAlias.Aliases = []string{"net/10.0.0.1"}
-	srv.World.Put(res(addresses, "ns/host", "2"), byAlias)
-	g := start(t, srv, onDemand)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := g.Demand(ctx, addresses, "ns/host"); err != nil || !g.has("ns/host", "2") {
-		t.Errorf("by name: %v", err)
-	}
-	if err := g.Demand(ctx, addresses, "net/10.0.0.1"); err != nil || !g.has("uid", "1") {
-		t.Errorf("by alias: %v", err)
-	}
-	if err := g.Demand(ctx, addresses, "net/10.0.0.9"); err != nil {
-		t.Errorf("of nothing: %v", err)
-	}
-	if err := g.Demand(ctx, addresses, "ns/host"); err != nil {
-		t.Errorf("again: %v", err)
-	}
-	if err := g.Demand(ctx, "no such type", "x"); err == nil {
-		t.Error("demand without a subscription")
-	}
-	for _, r := range srv.Requests()[2:] {
-		if len(r.GetResourceNamesUnsubscribe()) > 0 || r.GetNode() != nil {
-			t.Errorf("request %v", r)
-		}
-	}
-}
-
-func TestOneNameIsAskedForOnce(t *testing.T) {
-	leak.Check(t)
-	release := make(chan struct{})
-	srv := fakeistiod.Start(t, fakeistiod.Options{Script: func(st *fakeistiod.Stream) error {
-		if err := st.Greet(); err != nil {
-			return err
-		}
-		if _, err := st.Recv(); err != nil {
-			return err
-		}
-		<-release
-		_, err := st.Exchange(fakeistiod.Response(addresses, "1", nil, "ns/host"))
-		<-st.Done()
-		return err
-	}})
-	g := start(t, srv, onDemand)
-	requests(t, srv, 1, 2) // what is demanded sooner goes into the first of these
-	var waiting sync.WaitGroup
-	for range 10 {
-		waiting.Go(func() {
-			if err := g.Demand(t.Context(), addresses, "ns/host"); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	short, cancel := context.WithCancel(t.Context())
-	gone := make(chan error)
-	go func() { gone <- g.Demand(short, addresses, "ns/host") }()
-	requests(t, srv, 1, 3)
-	eventually(t, "eleven waiters", func() bool {
-		g.Client.mu.Lock()
-		defer g.Client.mu.Unlock()
-		w := g.topics[addresses].waiters["ns/host"]
-		return w != nil && w.count == 11
-	})
-	cancel()
-	if err := <-gone; !errors.Is(err, context.Canceled) {
-		t.Errorf("given up: %v", err)
-	}
-	close(release)
-	waiting.Wait()
-	if got := requests(t, srv, 1, 4); len(got) != 4 || !slices.Equal(got[2].GetResourceNamesSubscribe(), []string{"ns/host"}) {
-		t.Errorf("requests %v", got)
-	}
-}
-
-func TestDemandsOutliveAStream(t *testing.T) {
-	leak.Check(t)
-	srv := fakeistiod.Start(t, fakeistiod.Options{})
-	srv.World.Put(res(addresses, "known", "1"), res(addresses, "new", "2"))
-	g := start(t, srv, onDemand)
-	if err := g.Demand(t.Context(), addresses, "known"); err != nil {
-		t.Fatal(err)
-	}
-	srv.Stop()
-	eventually(t, "refused connections", func() bool { return g.counts.ended(ConnectionError) > 0 })
-	var waiting sync.WaitGroup
-	for _, name := range []string{"known", "new"} {
-		waiting.Go(func() {
-			if err := g.Demand(t.Context(), addresses, name); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	eventually(t, "two waiters", func() bool {
-		g.Client.mu.Lock()
-		defer g.Client.mu.Unlock()
-		return len(g.topics[addresses].waiters) == 2
-	})
-	if err := srv.Restart(); err != nil {
-		t.Fatal(err)
-	}
-	waiting.Wait()
-	got := requests(t, srv, 2, 1)[0].GetInitialResourceVersions()
-	if want := map[string]string{"known": "v1", "new": ""}; !maps.Equal(got, want) {
-		t.Errorf("echoed %v, want %v", got, want)
-	}
 }

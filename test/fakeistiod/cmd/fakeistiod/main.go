@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command fakeistiod serves a large made-up mesh over delta xDS, to see by
+// Fakeistiod serves a large made-up mesh over delta xDS, to see by
 // hand how a proxy takes it:
 //
 //	fakeistiod -listen 127.0.0.1:15012 -root root.pem -workloads 100000 -services 5000
