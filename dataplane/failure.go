@@ -15,6 +15,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
 // This file is the one table that turns an error into what operators see: the
@@ -78,6 +79,8 @@ func endOf(ctx context.Context, err error) (report.Flag, error) {
 		return report.FlagDeny, denied
 	case errors.As(err, &delivery):
 		return report.FlagConnect, delivery
+	case errors.Is(err, revocation.ErrPeerRevoked):
+		return report.FlagCertificateRevoked, revocation.ErrPeerRevoked
 	case relay.Quiet(err): // a peer that went away without complaint (contract 4.8)
 		return report.FlagNone, nil
 	}

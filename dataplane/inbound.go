@@ -14,6 +14,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
+	"github.com/ztunnel-go/ztunnel/dataplane/proxyproto"
 	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
@@ -22,6 +23,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
 /* The life of an inbound connection (contract 5)
@@ -61,7 +63,8 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 	if err != nil {
 		return fmt.Errorf("signing error: %w", err)
 	}
-	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, p.cfg.TLS), hbone.ServerConfig{
+	opts, seen := p.witnessed()
+	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), hbone.ServerConfig{
 		Settings: p.cfg.Settings,
 		Handler:  func(r *hbone.Connect) { p.serveConnect(c, r) },
 		Identity: mtls.PeerIdentity,
@@ -69,6 +72,12 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 	if err != nil {
 		return fmt.Errorf("tls handshake error: %s", ioText(err))
 	}
+	release, err := p.enter(revocation.Destination, seen, conn.End)
+	if err != nil {
+		conn.Close() // always nil
+		return err
+	}
+	defer release()
 	p.addTunnel(conn)
 	defer p.removeTunnel(conn)
 	if err := conn.Serve(p.ctx); err != nil {
@@ -115,12 +124,9 @@ func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arr
 	if err != nil {
 		return arrival{}, http.StatusServiceUnavailable, err
 	}
-	if up.Proxy.IsValid() {
-		return arrival{}, http.StatusServiceUnavailable, errApplicationTunnel
-	}
 	forwarded := forwardedHost(r.Header("forwarded"))
 	a := arrival{
-		src: c.Peer, dst: up.Addr, dial: up.Dial, local: local,
+		src: c.Peer, dst: up.Addr, dial: up.Dial, announce: up.Proxy, local: local,
 		host: forwarded,
 		report: report.Params{
 			Reporter: report.Destination,
@@ -132,9 +138,6 @@ func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arr
 	a.report.Source, a.report.SourceBaggage = p.caller(c.Peer.Addr(), r)
 	return a, 0, nil
 }
-
-// errApplicationTunnel refuses what would need a PROXY header.
-var errApplicationTunnel = errors.New("application tunnels with PROXY protocol are not supported yet")
 
 // caller says who the labels name as the source: the workload with the peer's
 // address, unless a gateway stands between, else the peer's own word for it
@@ -256,12 +259,31 @@ func (c plain) accept(context.Context) (relay.Conn, error) { return relay.TCP(c.
 
 // An arrival is a connection that has reached its pod and knows its target.
 type arrival struct {
-	src    netip.AddrPort // the TCP peer
-	dst    netip.AddrPort // what policy judges
-	dial   netip.AddrPort // where the application is
-	local  *mesh.Workload
-	host   string // of the forwarded header, for the admin dump
-	report report.Params
+	src      netip.AddrPort // the TCP peer
+	dst      netip.AddrPort // what policy judges
+	dial     netip.AddrPort // where the application is
+	announce netip.AddrPort // what a PROXY header names as the destination; invalid: there is none
+	local    *mesh.Workload
+	host     string // of the forwarded header, for the admin dump
+	report   report.Params
+}
+
+// from is the address that the application sees: the client's, or on loopback
+// that, where no other could be seen (contract 5.6).
+func (a *arrival) from() netip.Addr {
+	if a.dial.Addr().IsLoopback() {
+		return a.dial.Addr()
+	}
+	return a.src.Addr()
+}
+
+// preface is what an application tunnel is told before the first byte of the
+// client (contract 4.10).
+func (a *arrival) preface() []byte {
+	if !a.announce.IsValid() {
+		return nil
+	}
+	return proxyproto.Header{Source: a.src, Destination: a.announce, Identity: a.report.SourceIdentity}.Append(nil)
 }
 
 // A caller is the end from which an arrival came: told no, or told yes and
@@ -294,7 +316,7 @@ func (p *Proxy) arrive(a arrival, from caller) {
 }
 
 func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report.Conn) (report.Flag, error) {
-	application, err := p.sockets.Deliver(ctx, a.src.Addr(), a.dial)
+	application, err := p.sockets.Deliver(ctx, a.from(), a.dial)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx) // which is why it failed
@@ -307,6 +329,10 @@ func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report
 	client, err := from.accept(ctx)
 	if err != nil {
 		upstream.Reset()
+		return endOf(ctx, err)
+	}
+	if _, err := application.Write(a.preface()); err != nil {
+		client.Reset()
 		return endOf(ctx, err)
 	}
 	return p.relay(ctx, client, upstream, rep)

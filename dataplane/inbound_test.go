@@ -98,9 +98,6 @@ func (c *tunnelConn) say(t *testing.T, text string) {
 
 func TestAnswersToRequests(t *testing.T) {
 	named := &mesh.Service{Name: "named", Namespace: "ns", Hostname: "named.example", Ports: map[uint16]uint16{80: 0}}
-	proxied := serverWorkload(func(w *mesh.Workload) {
-		w.ApplicationTunnel = &mesh.ApplicationTunnel{Kind: mesh.TunnelProxy, Port: 9000}
-	})
 	for _, tc := range []struct {
 		name, method, authority string
 		status                  int
@@ -114,7 +111,6 @@ func TestAnswersToRequests(t *testing.T) {
 		{"unknown port", "CONNECT", webHost + ":81", 503, "requested service " + webHost + ":81 found, but cannot resolve port", nil},
 		{"unnamed port", "CONNECT", "named.example:80", 503, "requested service named.example:80 found, but cannot resolve port", []any{named}},
 		{"ourselves", "CONNECT", "10.0.0.2:15006", 503, "attempted recursive call to ourselves", nil},
-		{"PROXY", "CONNECT", "10.0.0.2:8080", 503, "application tunnels with PROXY protocol are not supported yet", []any{proxied}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n, _, server := pair(t)
@@ -130,6 +126,31 @@ func TestAnswersToRequests(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAnApplicationTunnelIsToldWhoCalls(t *testing.T) {
+	n, _, server := pair(t)
+	n.put(serverWorkload(func(w *mesh.Workload) {
+		w.ApplicationTunnel = &mesh.ApplicationTunnel{Kind: mesh.TunnelProxy, Port: 9000}
+	}))
+	server.app(9000, echo)
+	c := n.peer("client", clientIP).ask("CONNECT", "10.0.0.7:8080")
+	if c.answer.StatusCode != 200 {
+		t.Fatalf("answered %d", c.answer.StatusCode)
+	}
+	head := make([]byte, 16)
+	if _, err := io.ReadFull(c, head); err != nil || !strings.HasPrefix(string(head), "\r\n\r\n\x00\r\nQUIT\n\x21\x11") {
+		t.Fatalf("the application heard %q, %v", head, err)
+	}
+	rest := make([]byte, int(head[14])<<8|int(head[15]))
+	if _, err := io.ReadFull(c, rest); err != nil {
+		t.Fatal(err)
+	}
+	src, dst, id := netip.AddrFrom4([4]byte(rest[:4])), netip.AddrFrom4([4]byte(rest[4:8])), string(rest[15:])
+	if src != addr(clientIP) || dst != addr("10.0.0.7") || string(rest[10:13]) != "\x1f\x90\xd0" || id != "spiffe://cluster.local/ns/ns/sa/client" {
+		t.Errorf("told of %v to %v, %x, %q", src, dst, rest[10:13], id)
+	}
+	c.say(t, "hello")
 }
 
 func TestARequestForAHostnameIsDelivered(t *testing.T) {

@@ -5,9 +5,7 @@ package dataplane
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
-	"errors"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
@@ -24,6 +22,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
 /* The life of an outbound connection (contract 3.1)
@@ -35,9 +34,6 @@ import (
  * early deny; from then on the connection is tracked and every error goes
  * through report.
  */
-
-// errDoubleTunnel refuses what leads into another network.
-var errDoubleTunnel = errors.New("connection failed: tunnels into other networks are not supported yet")
 
 func (p *Proxy) outbound(c *capture.Conn) {
 	p.shared.Reporter.SocketOpened(report.Source)
@@ -62,9 +58,7 @@ func (p *Proxy) outbound(c *capture.Conn) {
 		Src: c.Peer, OriginalDst: c.Dst, ActualDst: out.Dial, Protocol: live.Protocol(out.Kind.String()),
 	}, cancel)
 	defer entry.Done()
-	rep := p.shared.Reporter.Open(outboundReport(c, source, out))
-	flag, err := p.forward(ctx, forwarding{c, source, out, trace}, rep)
-	rep.Close(flag, err)
+	p.forward(ctx, &forwarding{c, source, out, trace, outboundReport(c, source, out)})
 }
 
 // decide answers who is calling and where to. Its errors are early denies.
@@ -82,8 +76,6 @@ func (p *Proxy) decide(log *slog.Logger, c *capture.Conn) (*mesh.Workload, route
 		return nil, out, context.Cause(p.ctx)
 	case out.Kind == route.Refuse:
 		return nil, out, out.Err
-	case out.Kind == route.DoubleTunnel:
-		return nil, out, errDoubleTunnel
 	}
 	return source, out, nil
 }
@@ -110,7 +102,7 @@ func outboundReport(c *capture.Conn, source *mesh.Workload, out route.Outcome) r
 		Src:      c.Peer, Dst: out.Dial, HBONEAddr: out.Authority,
 		Source: source, Destination: out.NextHop, Service: out.Service,
 	}
-	if out.Kind == route.Tunnel {
+	if out.Kind == route.Tunnel || out.Kind == route.DoubleTunnel {
 		r.MutualTLS, r.SourceIdentity = true, source.Identity()
 	}
 	return r
@@ -122,43 +114,70 @@ type forwarding struct {
 	source *mesh.Workload
 	out    route.Outcome
 	trace  trace
+	report report.Params
 }
 
-// forward connects to the next hop and copies until both directions ended.
-func (p *Proxy) forward(ctx context.Context, f forwarding, rep *report.Conn) (report.Flag, error) {
+// forward connects to the next hop, copies until both directions ended, and
+// tells what became of it. A connection is opened before it is dialled, but
+// for one into another network: who is at its far end is known only then
+// (contract 3.1 step 5).
+func (p *Proxy) forward(ctx context.Context, f *forwarding) {
+	var rep *report.Conn
+	if f.out.Kind != route.DoubleTunnel {
+		rep = p.shared.Reporter.Open(f.report)
+	}
 	upstream, err := p.connect(ctx, f)
+	if rep == nil {
+		rep = p.shared.Reporter.Open(f.report)
+	}
 	if err != nil {
 		abort(f.conn)
-		return outboundFailure(ctx, err)
+		rep.Close(outboundFailure(ctx, err))
+		return
 	}
 	defer upstream.Close()
-	return p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep)
+	rep.Close(p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep))
 }
 
-func (p *Proxy) connect(ctx context.Context, f forwarding) (relay.Conn, error) {
-	if f.out.Kind == route.Direct {
+func (p *Proxy) connect(ctx context.Context, f *forwarding) (relay.Conn, error) {
+	switch f.out.Kind {
+	case route.Direct:
 		c, err := p.sockets.Dial(ctx, f.out.Dial)
 		if err != nil {
 			return nil, err
 		}
 		return relay.TCP(c), nil
+	case route.DoubleTunnel:
+		return p.connectAcross(ctx, f)
 	}
+	s, err := p.openStream(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openStream asks the next hop for the connection, over a tunnel that others
+// may share.
+func (p *Proxy) openStream(ctx context.Context, f *forwarding) (*hbone.Stream, error) {
 	key := hbone.Key{
 		Local:  f.source.Identity(),
 		Expect: joinIDs(f.out.Expect),
 		Dst:    f.out.Dial,
 		Src:    f.conn.Peer.Addr(),
 	}
-	stream, _, err := p.pool.Open(ctx, key, hbone.Request{
+	stream, _, err := p.pool.Open(ctx, key, f.request())
+	return stream, err
+}
+
+// request is the CONNECT of contract 4.5.
+func (f *forwarding) request() hbone.Request {
+	return hbone.Request{
 		Authority:   f.out.Authority,
 		Baggage:     report.BaggageOf(f.source).String(),
 		Forwarded:   route.Forwarded(f.conn.Peer, f.out.Service),
 		TraceParent: f.trace.parent(),
-	})
-	if err != nil {
-		return nil, err
 	}
-	return stream, nil
 }
 
 // dialTunnel is the pool's way to a peer.
@@ -170,14 +189,17 @@ func (p *Proxy) dialTunnel(ctx context.Context, k hbone.Key) (net.Conn, error) {
 	return c, nil
 }
 
-// tunnelTLS is the handshake that a new tunnel makes. The certificate is that
-// of the moment.
-func (p *Proxy) tunnelTLS(ctx context.Context, k hbone.Key) (*tls.Config, error) {
+// handshake is how a new tunnel begins. The certificate is that of the moment.
+func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, error) {
 	bundle, err := p.shared.Certs.Certificate(ctx, k.Local, certs.RealTime)
 	if err != nil {
-		return nil, &identityError{err}
+		return hbone.Handshake{}, &identityError{err}
 	}
-	return mtls.Client(bundle, splitIDs(k.Expect), p.cfg.TLS), nil
+	opts, seen := p.witnessed()
+	return hbone.Handshake{
+		Config: mtls.Client(bundle, splitIDs(k.Expect), opts),
+		Opened: func(t *hbone.Tunnel) (func(), error) { return p.enter(revocation.Source, seen, t.End) },
+	}, nil
 }
 
 // relay copies between the two ends, counting as it goes.

@@ -175,24 +175,12 @@ func TestAWorkloadWithANameIsLookedUp(t *testing.T) {
 }
 
 func TestEarlyDenialsOfOutboundConnections(t *testing.T) {
-	remote := func() []any {
-		gateway := &mesh.GatewayAddress{Address: mesh.NetworkAddr{Addr: addr(serverIP)}, HBONEMTLSPort: 15008}
-		svc := &mesh.Service{
-			Name: "far", Namespace: "ns", Hostname: "far.example",
-			VIPs: []mesh.NetworkAddr{{Addr: addr("10.96.0.9")}}, Ports: map[uint16]uint16{80: 80},
-		}
-		return []any{svc, member("far", "10.7.7.7", func(w *mesh.Workload) {
-			w.Network, w.NetworkGateway = "other", gateway
-			w.Services = map[mesh.NamespacedHostname]map[uint16]uint16{svc.Key(): {80: 80}}
-		})}
-	}
 	for _, tc := range []struct {
 		name, dst, text string
 		mesh            []any
 	}{
 		{"ourselves", "127.0.0.1:15001", "attempted recursive call to ourselves", nil},
 		{"no such port", "10.96.0.1:81", "no healthy upstream: 10.96.0.1:81", nil},
-		{"another network", "10.96.0.9:80", "connection failed: tunnels into other networks are not supported yet", remote()},
 		{"no such name", "10.96.0.2:80", "no ip addresses were resolved for workload: c1//Pod/ns/at-nowhere.example", named("nowhere.example", "10.96.0.2")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

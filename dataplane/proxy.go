@@ -151,7 +151,7 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 	p.live = live.New(shared.Store, shared.Logger, live.DecisionsAt(cfg.DecisionLevel))
 	p.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial:        p.dialTunnel,
-		TLS:         p.tunnelTLS,
+		TLS:         p.handshake,
 		Settings:    cfg.Settings,
 		MaxStreams:  cfg.MaxStreams,
 		IdleTimeout: cfg.IdleTimeout,

@@ -199,6 +199,9 @@ func (t *Tunnel) Close() error {
 	return nil
 }
 
+// Wait returns when the tunnel has ended, by itself or by others' doing.
+func (t *Tunnel) Wait() { t.running.Wait() }
+
 // End ends the tunnel with all its streams, whose error then is an
 // [*EndedError] with cause. It does not wait.
 func (t *Tunnel) End(cause error) { t.c.end(&EndedError{cause}) }

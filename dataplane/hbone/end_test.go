@@ -3,8 +3,10 @@
 package hbone
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"time"
 )
 
 var errWhy = errors.New("a reason of the caller's")
@@ -53,5 +55,48 @@ func TestOurOwnTunnelIsEndedWithAReason(t *testing.T) {
 	}
 	if _, err := s.Read(make([]byte, 1)); len(tunnels) != 1 || !errors.Is(err, errWhy) {
 		t.Errorf("%d tunnels ended; the stream's error is %v", len(tunnels), err)
+	}
+}
+
+// opening makes a pool whose tunnels are told to opened.
+func opening(r *rig, opened func(*Tunnel) (func(), error)) *Pool {
+	return r.pool(func(c *PoolConfig) {
+		c.TLS = func(context.Context, Key) (Handshake, error) {
+			return Handshake{Config: r.clientTLS(), Opened: opened}, nil
+		}
+	})
+}
+
+func TestATunnelIsToldOfAndReleased(t *testing.T) {
+	r := newRig(t, echo)
+	released := make(chan struct{})
+	told := make(chan *Tunnel, 1)
+	p := opening(r, func(tunnel *Tunnel) (func(), error) {
+		told <- tunnel
+		return func() { close(released) }, nil
+	})
+	s := r.open(p)
+	(<-told).End(errWhy)
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, errWhy) {
+		t.Errorf("the stream's error is %v", err)
+	}
+	select {
+	case <-released:
+	case <-time.After(patience):
+		t.Error("the tunnel has ended and was not released")
+	}
+}
+
+func TestATunnelThatIsNotWantedCarriesNothing(t *testing.T) {
+	r := newRig(t, func(*Connect) { t.Error("a request came through") })
+	released := make(chan struct{})
+	p := opening(r, func(*Tunnel) (func(), error) { return func() { close(released) }, errWhy })
+	if _, _, err := p.Open(within(t), r.key(), Request{Authority: "a:1"}); !errors.Is(err, errWhy) {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-released:
+	case <-time.After(patience):
+		t.Error("the tunnel was not released")
 	}
 }

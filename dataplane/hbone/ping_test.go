@@ -5,7 +5,6 @@ package hbone
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -26,7 +25,7 @@ func pipes(handler func(*Connect), cut func(net.Conn) net.Conn, log *slog.Logger
 			go func() { served <- ServeConn(context.Background(), b, nil, ServerConfig{Handler: handler}) }()
 			return cut(a), nil
 		},
-		TLS:    func(context.Context, Key) (*tls.Config, error) { return nil, nil },
+		TLS:    func(context.Context, Key) (Handshake, error) { return Handshake{}, nil },
 		Logger: log,
 	})
 	return p, served
@@ -85,7 +84,7 @@ func TestAPeerThatNeverAnswersPings(t *testing.T) {
 		var log bytes.Buffer
 		p := NewPool(PoolConfig{
 			Dial:     func(context.Context, Key) (net.Conn, error) { return a, nil },
-			TLS:      func(context.Context, Key) (*tls.Config, error) { return nil, nil },
+			TLS:      func(context.Context, Key) (Handshake, error) { return Handshake{}, nil },
 			Settings: Settings{HandshakeTimeout: time.Hour},
 			Logger:   slog.New(slog.NewTextHandler(&log, nil)),
 		})

@@ -30,13 +30,22 @@ type PoolConfig struct {
 	// Dial connects to Key.Dst. It is bounded by its own timeout and by the
 	// context, which ends when nobody waits for the tunnel any more.
 	Dial func(context.Context, Key) (net.Conn, error)
-	// TLS gives the configuration of contract 4.2; its error is returned by
-	// Open as it is. A nil configuration is for tests without TLS.
-	TLS         func(context.Context, Key) (*tls.Config, error)
+	// TLS says how to greet the peer; its error is returned by Open as it is.
+	TLS         func(context.Context, Key) (Handshake, error)
 	Settings    Settings
 	MaxStreams  int           // user connections in one tunnel; 0: 100
 	IdleTimeout time.Duration // from the last use of a tunnel to its release; 0: 5 min
 	Logger      *slog.Logger  // hears of lost tunnels; nil: nobody does
+}
+
+// A Handshake is how one tunnel begins.
+type Handshake struct {
+	// Config is that of contract 4.2; nil is for tests without TLS.
+	Config *tls.Config
+	// Opened is told of the tunnel once the handshake is done and before any
+	// stream is on it. Its error ends the tunnel and is returned by Open. What
+	// it returns is called when the tunnel has ended. Nil: nobody is told.
+	Opened func(*Tunnel) (release func(), err error)
 }
 
 const (
@@ -265,7 +274,7 @@ func (p *Pool) poolLocked(key Key, t *Tunnel) {
 
 // connect makes the tunnel of an attempt.
 func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
-	cfg, err := p.cfg.TLS(ctx, key)
+	hs, err := p.cfg.TLS(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +283,7 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 		return nil, &DialError{err}
 	}
 	born := make(chan *Tunnel, 1)
-	t, err := connect(ctx, nc, cfg, tunnelConfig{
+	t, err := connect(ctx, nc, hs.Config, tunnelConfig{
 		set: p.cfg.Settings, max: p.cfg.MaxStreams,
 		onEnd: func(err error) { p.ended(<-born, key, err) },
 	})
@@ -284,9 +293,28 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	p.mu.Lock()
 	p.all[t] = struct{}{}
 	p.mu.Unlock()
-	p.tunnels.Go(t.running.Wait)
+	release, err := hs.opened(t)
+	p.tunnels.Go(func() {
+		t.running.Wait()
+		release()
+	})
 	born <- t
+	if err != nil {
+		t.End(err)
+		return nil, err
+	}
 	return t, nil
+}
+
+// opened tells whoever wants to know of t. release is never nil.
+func (h Handshake) opened(t *Tunnel) (release func(), err error) {
+	if h.Opened == nil {
+		return func() {}, nil
+	}
+	if release, err = h.Opened(t); release == nil {
+		release = func() {}
+	}
+	return release, err
 }
 
 // ended forgets a tunnel.

@@ -4,7 +4,6 @@ package hbone
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -161,7 +160,7 @@ func TestAFailedTunnelIsToldToAllWhoWait(t *testing.T) {
 			<-fail
 			return nil, errors.New("no route")
 		},
-		TLS: func(context.Context, Key) (*tls.Config, error) { return nil, nil },
+		TLS: func(context.Context, Key) (Handshake, error) { return Handshake{}, nil },
 	})
 	defer p.Close()
 	errs := make(chan error, 20)
@@ -198,7 +197,7 @@ func TestAWaiterMayGiveUpAlone(t *testing.T) {
 			ended <- struct{}{}
 			return nil, ctx.Err()
 		},
-		TLS: func(context.Context, Key) (*tls.Config, error) { return nil, nil },
+		TLS: func(context.Context, Key) (Handshake, error) { return Handshake{}, nil },
 	})
 	defer p.Close()
 	why := errors.New("the client left")
@@ -245,8 +244,8 @@ func TestTheWrongPeerIsNotSpokenTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := r.pool(func(c *PoolConfig) {
-		c.TLS = func(context.Context, Key) (*tls.Config, error) {
-			return mtls.Client(r.client, []identity.ID{stranger}, mtls.Options{}), nil
+		c.TLS = func(context.Context, Key) (Handshake, error) {
+			return Handshake{Config: mtls.Client(r.client, []identity.ID{stranger}, mtls.Options{})}, nil
 		}
 	})
 	_, _, err = p.Open(within(t), r.key(), Request{Authority: "a:1"})
@@ -261,7 +260,7 @@ func TestNoCertificateNoTunnel(t *testing.T) {
 	r := newRig(t, echo)
 	missing := errors.New("signing gRPC error")
 	p := r.pool(func(c *PoolConfig) {
-		c.TLS = func(context.Context, Key) (*tls.Config, error) { return nil, missing }
+		c.TLS = func(context.Context, Key) (Handshake, error) { return Handshake{}, missing }
 		c.Dial = func(context.Context, Key) (net.Conn, error) { t.Error("dialled"); return nil, missing }
 	})
 	if _, _, err := p.Open(within(t), r.key(), Request{}); !errors.Is(err, missing) {

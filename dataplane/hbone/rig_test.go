@@ -103,7 +103,7 @@ func (r *rig) pool(change func(*PoolConfig)) *Pool {
 		Dial: func(ctx context.Context, k Key) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", k.Dst.String())
 		},
-		TLS: func(context.Context, Key) (*tls.Config, error) { return r.clientTLS(), nil },
+		TLS: func(context.Context, Key) (Handshake, error) { return Handshake{Config: r.clientTLS()}, nil },
 	}
 	if change != nil {
 		change(&cfg)
