@@ -103,7 +103,8 @@ func (f *Feed) Ready() <-chan struct{} { return f.client.Ready() }
 
 // Demand asks for a workload or service, by network/ip, namespace/hostname or
 // uid, and returns when the control plane has spoken of it; the store then
-// holds what it said. The error is ctx's (contract 8.7).
+// holds what it said. The error is ctx's, or that the feed was closed
+// (contract 8.7).
 func (f *Feed) Demand(ctx context.Context, key string) error {
 	return f.client.Demand(ctx, AddressType, key)
 }

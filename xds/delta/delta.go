@@ -100,6 +100,7 @@ type Client struct {
 	cfg    Config
 	logger *slog.Logger
 	cancel context.CancelFunc
+	closed <-chan struct{}
 	runner sync.WaitGroup // ends by cancel
 	ready  chan struct{}  // closed when every type that is not on demand was acknowledged
 	told   chan struct{}  // capacity 1: there are names to subscribe to
@@ -135,6 +136,7 @@ func Open(cfg Config, logger *slog.Logger) *Client {
 		cfg:     cfg,
 		logger:  logs.Target(logger, "xds::client"),
 		cancel:  cancel,
+		closed:  ctx.Done(),
 		ready:   make(chan struct{}),
 		told:    make(chan struct{}, 1),
 		topics:  map[string]*topic{},
@@ -155,8 +157,8 @@ func Open(cfg Config, logger *slog.Logger) *Client {
 // taken without refusing anything (contract 8.5).
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
-// Close ends the conversation and waits until it has ended. Demands that wait
-// are not released: their contexts are their callers'. It may be called again.
+// Close ends the conversation, and demands that wait, and waits until it has
+// ended. It may be called again.
 func (c *Client) Close() error {
 	c.cancel()
 	c.runner.Wait()

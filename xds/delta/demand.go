@@ -4,14 +4,18 @@ package delta
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
+
+// ErrClosed is returned by a demand that a client was closed on.
+var ErrClosed = errors.New("the client is closed")
 
 // Demand asks for one resource by name and returns when a response has spoken
 // of it, as there, as gone, or as an alias of what is there. What it said is
 // with the type's Handle by then. A name that is already being asked for is
 // waited for together. There is no limit in time but ctx's, whose error is
-// returned (contract 8.7).
+// returned, or [ErrClosed] (contract 8.7).
 //
 // A name whose demand was given up stays asked for: the control plane is never
 // told that we lost interest.
@@ -40,6 +44,8 @@ func (c *Client) Demand(ctx context.Context, typeURL, name string) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("demand of %q: %w", name, ctx.Err())
+	case <-c.closed:
+		return fmt.Errorf("demand of %q: %w", name, ErrClosed)
 	}
 }
 

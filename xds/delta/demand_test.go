@@ -92,6 +92,17 @@ func TestOneNameIsAskedForOnce(t *testing.T) {
 	}
 }
 
+func TestClosingEndsDemands(t *testing.T) {
+	leak.Check(t)
+	g := start(t, fakeistiod.Start(t, fakeistiod.Options{Script: func(st *fakeistiod.Stream) error { <-st.Done(); return nil }}), onDemand)
+	ended := make(chan error)
+	go func() { ended <- g.Demand(t.Context(), addresses, "x") }()
+	g.Close()
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
 func TestDemandsOutliveAStream(t *testing.T) {
 	leak.Check(t)
 	srv := fakeistiod.Start(t, fakeistiod.Options{})

@@ -23,25 +23,25 @@ func TestEndings(t *testing.T) {
 		name   string
 		end    ending
 		reason Reason
-		// waits are those of three such endings in a row.
-		waits [3]time.Duration
+		// waits are those of three such endings in a row, in ms.
+		waits [3]int64
 	}{
-		{"connection refused", ending{phase: phaseOpening, err: status.Error(codes.Unavailable, "connection error: desc = \"x\"")}, ConnectionError, [3]time.Duration{20, 40, 80}},
-		{"refused in headers", ending{phase: phaseOpening, err: status.Error(codes.Unauthenticated, "authentication failure")}, ConnectionError, [3]time.Duration{20, 40, 80}},
-		{"unknown", streamed(codes.Unknown, "h2 protocol error"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"cancelled", streamed(codes.Canceled, "x"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"deadline", streamed(codes.DeadlineExceeded, "x"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"closing", streamed(codes.Unavailable, "transport is closing"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"goaway", streamed(codes.Unavailable, "closing; received prior goaway: code: NO_ERROR"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"connection lost", streamed(codes.Unavailable, "error reading from server: EOF"), Reconnect, [3]time.Duration{10, 10, 10}},
-		{"unavailable", streamed(codes.Unavailable, "server not ready"), Error, [3]time.Duration{20, 40, 80}},
-		{"internal", streamed(codes.Internal, "x"), Error, [3]time.Duration{20, 40, 80}},
-		{"unauthenticated", streamed(codes.Unauthenticated, "x"), Error, [3]time.Duration{20, 40, 80}},
-		{"too large", streamed(codes.ResourceExhausted, "x"), Error, [3]time.Duration{20, 40, 80}},
-		{"bad root certificates", ending{phase: phaseLocal, err: errors.New("root certificates: none")}, Error, [3]time.Duration{20, 40, 80}},
-		{"clean end", ending{phase: phaseStream, err: io.EOF, heard: true}, Complete, [3]time.Duration{0, 0, 0}},
-		{"clean end of nothing", ending{phase: phaseStream, err: io.EOF}, Complete, [3]time.Duration{20, 40, 80}},
-		{"clean end without headers", ending{phase: phaseOpening, err: io.EOF}, Complete, [3]time.Duration{20, 40, 80}},
+		{"connection refused", ending{phase: phaseOpening, err: status.Error(codes.Unavailable, "connection error: desc = \"x\"")}, ConnectionError, [3]int64{20, 40, 80}},
+		{"refused in headers", ending{phase: phaseOpening, err: status.Error(codes.Unauthenticated, "authentication failure")}, ConnectionError, [3]int64{20, 40, 80}},
+		{"unknown", streamed(codes.Unknown, "h2 protocol error"), Reconnect, [3]int64{10, 10, 10}},
+		{"cancelled", streamed(codes.Canceled, "x"), Reconnect, [3]int64{10, 10, 10}},
+		{"deadline", streamed(codes.DeadlineExceeded, "x"), Reconnect, [3]int64{10, 10, 10}},
+		{"closing", streamed(codes.Unavailable, "transport is closing"), Reconnect, [3]int64{10, 10, 10}},
+		{"goaway", streamed(codes.Unavailable, "closing; received prior goaway: code: NO_ERROR"), Reconnect, [3]int64{10, 10, 10}},
+		{"connection lost", streamed(codes.Unavailable, "error reading from server: EOF"), Reconnect, [3]int64{10, 10, 10}},
+		{"unavailable", streamed(codes.Unavailable, "server not ready"), Error, [3]int64{20, 40, 80}},
+		{"internal", streamed(codes.Internal, "x"), Error, [3]int64{20, 40, 80}},
+		{"unauthenticated", streamed(codes.Unauthenticated, "x"), Error, [3]int64{20, 40, 80}},
+		{"too large", streamed(codes.ResourceExhausted, "x"), Error, [3]int64{20, 40, 80}},
+		{"bad root certificates", ending{phase: phaseLocal, err: errors.New("root certificates: none")}, Error, [3]int64{20, 40, 80}},
+		{"clean end", ending{phase: phaseStream, err: io.EOF, heard: true}, Complete, [3]int64{0, 0, 0}},
+		{"clean end of nothing", ending{phase: phaseStream, err: io.EOF}, Complete, [3]int64{20, 40, 80}},
+		{"clean end without headers", ending{phase: phaseOpening, err: io.EOF}, Complete, [3]int64{20, 40, 80}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := tc.end.reason(); got != tc.reason {
@@ -49,8 +49,8 @@ func TestEndings(t *testing.T) {
 			}
 			var b backoff
 			for i, want := range tc.waits {
-				if got := b.after(tc.end, time.Second); got != want*time.Millisecond {
-					t.Errorf("wait %d is %v, want %v", i, got, want*time.Millisecond)
+				if got := b.after(tc.end, time.Second).Milliseconds(); got != want {
+					t.Errorf("wait %d is %d ms, want %d", i, got, want)
 				}
 			}
 		})
