@@ -74,7 +74,8 @@ type Acceptor interface {
 }
 
 // Sockets is what a proxy needs of its pod's network namespace.
-// [capture.Pod] has all of it; tests have it on loopback.
+// [capture.Pod] has all of it; tests have it on loopback. An Acceptor that is
+// nil is a way to the proxy that there is not.
 type Sockets struct {
 	Outbound  Acceptor // connections of the pod's applications, port 15001
 	Plaintext Acceptor // connections to the pod, port 15006
@@ -182,11 +183,12 @@ const (
 )
 
 func (p *Proxy) listeners() []listener {
-	return []listener{
+	all := []listener{
 		{p.sockets.HBONE, "inbound", targetInbound, p.tunnel},
 		{p.sockets.Plaintext, "inbound plaintext", targetPlaintext, p.plaintext},
 		{p.sockets.Outbound, "outbound", targetOutbound, p.outbound},
 	}
+	return slices.DeleteFunc(all, func(l listener) bool { return l.Acceptor == nil })
 }
 
 func (p *Proxy) logFor(target string) *slog.Logger { return logs.Target(p.log, target) }

@@ -5,7 +5,6 @@ package relay_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -55,7 +54,7 @@ func newMesh(t *testing.T) *mesh {
 	}()
 	pool := hbone.NewPool(hbone.PoolConfig{
 		Dial: func(context.Context, hbone.Key) (net.Conn, error) { return nearEnd, nil },
-		TLS:  func(context.Context, hbone.Key) (*tls.Config, error) { return nil, nil },
+		TLS:  func(context.Context, hbone.Key) (hbone.Handshake, error) { return hbone.Handshake{}, nil },
 	})
 	s, _, err := pool.Open(t.Context(), hbone.Key{}, hbone.Request{Authority: "a:1"})
 	if err != nil {

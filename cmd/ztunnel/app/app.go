@@ -106,8 +106,6 @@ func (c *Config) unsupported() error {
 		return fmt.Errorf("PROXY_MODE=dedicated is not supported yet")
 	case c.Control.OnDemand:
 		return fmt.Errorf("XDS_ON_DEMAND=true is not supported yet")
-	case c.Control.CRLPath != "":
-		return fmt.Errorf("CRL_PATH is not supported yet, and certificates that it revokes would be accepted")
 	}
 	return nil
 }
@@ -118,9 +116,6 @@ func (c *Config) ignored() []string {
 	var out []string
 	if c.SOCKS5 {
 		out = append(out, "UNSTABLE_ENABLE_SOCKS5 is not supported yet: nothing listens on port 15080")
-	}
-	if !c.SelfIdentity.IsZero() {
-		out = append(out, "the self-proxy listener is not supported yet: nothing listens on port 15008 of this namespace")
 	}
 	return out
 }

@@ -4,12 +4,14 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"github.com/ztunnel-go/ztunnel/internal/ca"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/control"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 	"github.com/ztunnel-go/ztunnel/xds"
 )
 
@@ -61,6 +63,24 @@ func (n *node) istiodIssuer(log *slog.Logger) (certs.Issuer, error) {
 	}
 	n.onClose("certificate authority", issuer.Close)
 	return issuer, nil
+}
+
+// buildRevocation reads the lists of revoked certificates, if there are to be
+// any. The counters are there in any case.
+func (n *node) buildRevocation(context.Context) error {
+	counters := revocation.NewMetrics(n.registry.Registerer())
+	if n.cfg.Control.CRLPath == "" {
+		return nil
+	}
+	revoked, err := revocation.Open(revocation.Config{
+		Path: n.cfg.Control.CRLPath, Recorder: counters, Logger: logs.Target(n.logger, "ztunnel::tls::crl"),
+	})
+	if err != nil {
+		return fmt.Errorf("CRL_PATH: %w", err)
+	}
+	n.revoked = revoked
+	n.onClose("revocation", func() error { revoked.Close(); return nil })
+	return nil
 }
 
 // channel is what the two conversations with the control plane have in common

@@ -23,6 +23,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/revocation"
 	"github.com/ztunnel-go/ztunnel/internal/sock"
 	"github.com/ztunnel-go/ztunnel/xds"
 )
@@ -55,6 +56,7 @@ type node struct {
 	local   *xds.Local
 	feed    *xds.Feed // nil without a control plane
 	certs   *certs.Manager
+	revoked *revocation.Enforcer // nil: nothing is
 	resolv  dnsproxy.ResolvConf
 	hosts   dnsproxy.Hosts
 	capture *capture.Node
@@ -84,7 +86,7 @@ func run(ctx context.Context, params nodeParams) error {
 	n := &node{nodeParams: params, logger: params.log.Logger()}
 	defer n.close()
 	for _, build := range []func(context.Context) error{
-		n.buildMetrics, n.bindServers, n.buildCerts, n.buildState, n.buildResolver, n.buildCapture,
+		n.buildMetrics, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, n.buildCapture, n.buildSelf,
 	} {
 		if err := build(ctx); err != nil {
 			return err
@@ -275,7 +277,7 @@ func (n *node) proxyConfig() dataplane.Config {
 		Settings: hbone.Settings{
 			StreamWindow: c.HBONE.StreamWindow, ConnWindow: c.HBONE.ConnectionWindow, MaxFrameSize: c.HBONE.FrameSize,
 		},
-		TLS:     mtls.Options{TLS12: c.Control.TLS12, PQC: c.Control.PQC},
+		TLS:     mtls.Options{TLS12: c.Control.TLS12, PQC: c.Control.PQC, Revocation: n.revoked},
 		Illegal: c.IllegalPorts, LocalhostTunnel: c.LocalhostAppTunnel, DecisionLevel: level,
 	}
 }
