@@ -213,7 +213,7 @@ func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 // echo server.
 func refused(from *netlab.Host, to netip.AddrPort, b []byte) error {
 	d := net.Dialer{Timeout: patience}
-	c, err := from.DialWith(noContext(), &d, "tcp", to.String())
+	c, err := from.DialWith(context.Background(), &d, "tcp", to.String())
 	if err != nil {
 		return err
 	}
@@ -227,9 +227,6 @@ func refused(from *netlab.Host, to netip.AddrPort, b []byte) error {
 	}
 	return nil
 }
-
-// noContext is for dials that have a timeout of their own.
-func noContext() context.Context { return context.Background() }
 
 func containsAll(line string, texts ...string) bool {
 	return !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) })

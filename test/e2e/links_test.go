@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -34,7 +33,7 @@ func record(t *testing.T, pod *netlab.Pod) veth {
 	return veth{pod, r}
 }
 
-// is says what kind of packet one is: "dns", "tunnel", "end of tunnel", "tcp",
+// kind says what a packet is: "dns", "tunnel", "end of tunnel", "tcp",
 // or "" for what nobody asks about (neighbours, pings).
 func kind(p *netlab.Packet) string {
 	switch {
@@ -169,5 +168,3 @@ func resolve(ctx context.Context, pod *netlab.Pod, server netip.AddrPort) error 
 	_, _, err = client.ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion(dns.Fqdn(serviceName), dns.TypeA), &dns.Conn{Conn: conn})
 	return err
 }
-
-var _ net.Conn = (*net.TCPConn)(nil)

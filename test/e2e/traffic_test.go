@@ -118,7 +118,7 @@ func (w *world) connectMapped(t *testing.T, to netip.AddrPort) net.Conn {
 func (w *world) connectNonBlocking(t *testing.T, to netip.AddrPort) net.Conn {
 	s := newSocket(t, w.a.Host, unix.AF_INET, 0)
 	must(t, unix.SetNonblock(s.fd, true))
-	if err := unix.Connect(s.fd, sockaddr(unix.AF_INET, to)); err != unix.EINPROGRESS { //nolint:errorlint // a bare errno
+	if err := unix.Connect(s.fd, sockaddr(unix.AF_INET, to)); err != unix.EINPROGRESS {
 		t.Fatalf("connect: %v, want EINPROGRESS", err)
 	}
 	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}
