@@ -15,10 +15,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/xds/pb/workloadpb"
 )
 
-// policyBatch is how many policies are applied in one step. Those of a
-// response belong together, and nearly always are fewer.
-const policyBatch = 4096
-
 // A rejections collects what a response is refused for. What could be read
 // but not used comes before what could not be read (contract 8.3).
 type rejections struct{ unusable, unreadable []delta.Rejection }
@@ -190,8 +186,8 @@ type keyedPolicy struct {
 	policy *mesh.Policy
 }
 
-// authorizations applies a response of policies, whole where it is of usual
-// size, so that nobody is judged by half of a change.
+// authorizations applies a response of policies in one step, so that nobody is
+// judged by half of a change.
 func (f *Feed) authorizations(updates []delta.Resource, removed []string) []delta.Rejection {
 	var rejected rejections
 	changes := make([]keyedPolicy, 0, len(updates)+len(removed))
@@ -215,18 +211,14 @@ func (f *Feed) authorizations(updates []delta.Resource, removed []string) []delt
 		f.logger.Info("handling RBAC delete " + name)
 		changes = append(changes, keyedPolicy{name, nil})
 	}
-	for len(changes) > 0 {
-		n := min(policyBatch, len(changes))
-		f.store.Apply(func(u *mesh.Update) {
-			for _, c := range changes[:n] {
-				if c.policy != nil {
-					u.PutPolicy(c.key, c.policy)
-				} else {
-					u.RemovePolicy(c.key)
-				}
+	f.store.Apply(func(u *mesh.Update) {
+		for _, c := range changes {
+			if c.policy != nil {
+				u.PutPolicy(c.key, c.policy)
+			} else {
+				u.RemovePolicy(c.key)
 			}
-		})
-		changes = changes[n:]
-	}
+		}
+	})
 	return rejected.all()
 }

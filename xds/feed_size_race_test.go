@@ -5,4 +5,4 @@
 package xds
 
 // largeWorkloads is smaller where each step costs ten.
-const largeWorkloads = 5_000
+const largeWorkloads = 20_000
