@@ -5,10 +5,12 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -273,6 +275,39 @@ func TestWithoutEnrolmentOrListener(t *testing.T) {
 	}
 	if v, err := p.Ask(pkt); err != nil || !v.Drop {
 		t.Errorf("enrolled and without a listener: %+v, %v", v, err)
+	}
+}
+
+func TestPinsAreForRootAlone(t *testing.T) {
+	n, o := open(t)
+	ns, cookie := namespace(t)
+	p, err := n.Pod(cookie, ns.Fd(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	pins := 0
+	err = filepath.WalkDir(o.PinDir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		want := fs.FileMode(0o600)
+		if d.IsDir() {
+			want = fs.ModeDir | 0o700
+		} else {
+			pins++
+		}
+		if stat := info.Sys().(*syscall.Stat_t); info.Mode() != want || stat.Uid != 0 || stat.Gid != 0 {
+			t.Errorf("%s: %v of %d:%d, want %v", path, info.Mode(), stat.Uid, stat.Gid, want)
+		}
+		return nil
+	})
+	if err != nil || pins < 10 {
+		t.Errorf("%d pins, %v", pins, err)
 	}
 }
 

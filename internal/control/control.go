@@ -7,7 +7,8 @@
 // It knows whom to trust, which names to expect, and how we say who we are.
 // It speaks no protocol of either server: that is xds/delta and internal/ca.
 // It decides nothing about when to connect again. It logs nothing, reads no
-// environment, imports nothing of ours, and is imported by those two.
+// environment, imports internal/mtls for what every TLS connection of ours has
+// in common, and is imported by those two.
 //
 // What may change under a running process is read again when it is needed:
 // root certificates by each [Dial] and [Config.TLS], the token by each call.
@@ -24,6 +25,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/ztunnel-go/ztunnel/internal/mtls"
 )
 
 const (
@@ -151,24 +154,8 @@ func (c Config) TLS() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf := &tls.Config{
-		MinVersion:       tls.VersionTLS13,
-		NextProtos:       []string{"h2"},
-		RootCAs:          pool,
-		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
-	}
-	if c.TLS12 {
-		conf.MinVersion = tls.VersionTLS12
-		conf.CipherSuites = []uint16{ // contract 4.1
-			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-			tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-			tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-		}
-	}
-	if c.PQC {
-		conf.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768}
-	}
+	conf := mtls.Base(mtls.Options{TLS12: c.TLS12, PQC: c.PQC})
+	conf.RootCAs = pool
 	if c.AltHostname != "" {
 		// crypto/tls compares with the one name that it also sends.
 		conf.InsecureSkipVerify = true

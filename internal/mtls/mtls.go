@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mtls builds the tls.Config of either end of an HBONE tunnel and
-// holds the checks that make a peer a peer (contract 4.1-4.3).
+// Package mtls builds the tls.Config of either end of an HBONE tunnel, and what
+// a channel to the control plane begins with, and holds the checks that make a
+// peer a peer (contract 4.1-4.3).
 //
 // The checks sit in VerifyConnection, which crypto/tls also runs for resumed
 // sessions. The package opens no connection, fetches no certificate, reads no
@@ -79,7 +80,7 @@ func (o Options) admit(chains [][]*x509.Certificate) {
 // good but another's (an empty expect matches nobody), and with a
 // [*revocation.RevokedError] if it is revoked.
 func Client(b *certs.Bundle, expect []identity.ID, opts Options) *tls.Config {
-	c := base(opts)
+	c := Base(opts)
 	// Presented whatever roots the server hints at: its hints are names, and
 	// while a root is being changed a name may be missing.
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return b.TLS(), nil }
@@ -113,7 +114,7 @@ func Client(b *certs.Bundle, expect []identity.ID, opts Options) *tls.Config {
 // There are no session tickets: with a configuration for each connection no
 // ticket could ever be redeemed.
 func Server(b *certs.Bundle, opts Options) *tls.Config {
-	c := base(opts)
+	c := Base(opts)
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return b.TLS(), nil }
 	c.SessionTicketsDisabled = true
 	// crypto/tls verifies a full handshake itself, since it then knows the
@@ -141,9 +142,10 @@ func Server(b *certs.Bundle, opts Options) *tls.Config {
 	return c
 }
 
-// base is what both sides have in common (contract 4.1). The order of groups
-// and suites is crypto/tls's own.
-func base(opts Options) *tls.Config {
+// Base is what every TLS connection of ours has in common, to peers and to the
+// control plane (contract 4.1, 7.2): versions, suites, groups and h2. The order
+// of groups and suites is crypto/tls's own.
+func Base(opts Options) *tls.Config {
 	c := &tls.Config{
 		MinVersion:       tls.VersionTLS13,
 		NextProtos:       []string{protoH2},
