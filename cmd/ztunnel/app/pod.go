@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane"
@@ -62,7 +63,7 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		Deliver:     captured.Deliver,
 		Transparent: n.cfg.keepsSource(),
 	}, dataplane.Shared{
-		Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: lookupHost,
+		Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: n.lookupHost,
 		Logger: logs.Span(logs.Target(n.logger, "proxy"), "proxy", name),
 	})
 	if n.cfg.DNSProxy {
@@ -204,10 +205,19 @@ func (h *identities) release(id identity.ID) bool {
 	return true
 }
 
-// lookupHost resolves names of workloads in the proxy's own namespace
-// (contract 3.8).
-func lookupHost(ctx context.Context, hostname string) ([]netip.Addr, error) {
-	addrs, err := new(net.Resolver).LookupNetIP(ctx, "ip", hostname)
+// lookupHost resolves names of workloads in the proxy's own namespace, by the
+// servers of RESOLV_CONF (contract 3.8); without the DNS proxy, which is what
+// reads that, by the system's.
+func (n *node) lookupHost(ctx context.Context, hostname string) ([]netip.Addr, error) {
+	var next atomic.Uint32
+	resolver := &net.Resolver{PreferGo: true}
+	if servers := n.resolv.Nameservers; len(servers) > 0 {
+		resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			server := servers[int(next.Add(1)-1)%len(servers)] // another one for each attempt
+			return new(net.Dialer).DialContext(ctx, network, server.String())
+		}
+	}
+	addrs, err := resolver.LookupNetIP(ctx, "ip", hostname)
 	for i := range addrs {
 		addrs[i] = addrs[i].Unmap()
 	}

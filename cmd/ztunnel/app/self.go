@@ -43,7 +43,7 @@ func (n *node) buildSelf(context.Context) error {
 		dataplane.Pod{Name: who.Name, Namespace: who.Namespace, ServiceAccount: who.ServiceAccount},
 		dataplane.Sockets{HBONE: ownListener{l}, Dial: dial, Deliver: deliver},
 		dataplane.Shared{
-			Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: lookupHost,
+			Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: n.lookupHost,
 			Logger: logs.Span(n.logger, "proxy", slog.Any("wl", logs.Bare(who.Namespace+"/"+who.Name))),
 		})
 	n.onClose("self-proxy", func() error { proxy.Stop(n.cfg.Drain); return nil })
