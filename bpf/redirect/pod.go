@@ -240,6 +240,20 @@ func (n *Node) removePod(cookie uint64, dir string) error {
 		os.RemoveAll(dir))
 }
 
+// Unenroll ends the capture of a namespace that has pins but no [Pod] in this
+// process. Its programs stay until [Node.RemovePins].
+func (n *Node) Unenroll(cookie uint64) error {
+	return n.write(func() error { return n.unenroll(cookie) })
+}
+
+// RemovePins detaches and unpins what steers a namespace without a [Pod] in
+// this process. The caller has seen to it that no socket is left that needs it.
+func (n *Node) RemovePins(cookie uint64) error {
+	return n.write(func() error {
+		return n.removePod(cookie, filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10)))
+	})
+}
+
 // Close lets go of descriptors; pins stay. Later calls do nothing.
 func (p *Pod) Close() error {
 	var errs []error

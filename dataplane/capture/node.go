@@ -33,6 +33,12 @@ type Node struct {
 	reason error          // why, then
 	place  place          // where the programs are; zero without them
 
+	// adding is held by Add, and exclusively by ReleaseStrays: a pod that comes
+	// back must not lose what it has just taken over.
+	adding sync.RWMutex
+	mu     sync.Mutex
+	known  map[uint64]struct{} // guarded by mu; namespaces added in this process, by cookie, until their capture is removed
+
 	stop   context.CancelFunc
 	upkeep sync.WaitGroup // one goroutine; ends when stop is called
 	close  sync.Once
@@ -41,7 +47,7 @@ type Node struct {
 
 // events are the counters of user space.
 type events struct {
-	recaptured, repaired, unhealthy, collected atomic.Uint64
+	recaptured, repaired, unhealthy, collected, strays atomic.Uint64
 }
 
 // Open loads the node's programs or takes over those of the process before. In
@@ -61,7 +67,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log}
+	n := &Node{cfg: cfg, log: log, known: map[uint64]struct{}{}}
 	own, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	if cfg.Mode == IstioCNI {
@@ -150,6 +156,8 @@ func (n *Node) Add(ctx context.Context, info PodInfo, ns *netns.NS) (*Pod, error
 }
 
 func (n *Node) add(ctx context.Context, info PodInfo, ns *netns.NS) (*Pod, error) {
+	n.adding.RLock()
+	defer n.adding.RUnlock()
 	own, err := ns.Dup()
 	if err != nil {
 		return nil, err
@@ -209,6 +217,7 @@ func (n *Node) mayCapture(p *Pod) error {
 		return fmt.Errorf("this kernel lacks network namespace cookies (Linux 5.14): %w", err)
 	}
 	p.cookie = cookie
+	n.know(cookie)
 	if p.ns.ID() == n.place.own {
 		return errors.New("its network namespace is the proxy's own")
 	}
@@ -226,6 +235,7 @@ func (n *Node) Counters() []Counter {
 		{"capture", "rules_repaired", n.events.repaired.Load()},
 		{"capture", "check_failed", n.events.unhealthy.Load()},
 		{"capture", "dead_pods_collected", n.events.collected.Load()},
+		{"capture", "stray_pods_released", n.events.strays.Load()},
 	}
 	if n.bpf == nil {
 		return all

@@ -300,7 +300,11 @@ func (p *Pod) withdraw() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return errors.Join(p.router.remove(), p.steer.Remove())
+	if err := errors.Join(p.router.remove(), p.steer.Remove()); err != nil {
+		return err
+	}
+	p.node.forget(p.cookie)
+	return nil
 }
 
 // Park stops serving the pod and keeps what Remove needs. In tier A its capture

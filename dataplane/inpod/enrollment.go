@@ -50,6 +50,11 @@ type Config struct {
 	// while there is no snapshot. nil: nobody asks. It is called with a lock
 	// held and must not call back.
 	Ready func(ready bool, waiting []string)
+	// Settled is called when the agent has been connected for a minute after
+	// its snapshot: what it has not told of by now is gone. It may block, and
+	// is not called again before it has returned; Close waits for it. nil:
+	// nobody asks.
+	Settled func()
 }
 
 const (
@@ -73,13 +78,15 @@ type Enrollment struct {
 	log  *slog.Logger
 	dial func(context.Context, string) (*zds.Session, error) // zds.Dial, but in tests
 
-	keepers sync.WaitGroup // one per pod; ends when it is gone or drained
+	keepers sync.WaitGroup // one per pod, which ends when it is gone or drained, and calls of Settled
 
 	mu       sync.Mutex
 	pods     map[string]*keeper   // guarded by mu; by uid
 	leaving  map[*keeper]struct{} // guarded by mu; removed, not yet gone
 	seen     map[string]struct{}  // guarded by mu; uids told on this connection before its snapshot
 	snapshot bool                 // guarded by mu; this connection's snapshot is complete
+	settle   *time.Timer          // guarded by mu; Settled is to be called
+	settling sync.Mutex           // held while it is
 	closed   bool                 // guarded by mu
 	told     string               // guarded by mu; what Ready was told last
 }
@@ -125,6 +132,7 @@ func (e *Enrollment) end() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.snapshot = false
+	e.unsettleLocked()
 	for _, k := range e.pods {
 		k.disarmLocked()
 	}
@@ -259,8 +267,33 @@ func (e *Enrollment) reconcile() error {
 		}
 	}
 	clear(e.seen)
+	if e.cfg.Settled != nil {
+		e.settle = time.AfterFunc(parkTime, e.settled)
+	}
 	e.changedLocked()
 	return nil
+}
+
+// settled is the end of the minute.
+func (e *Enrollment) settled() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.settle == nil || e.closed {
+		return // it was about to be stopped
+	}
+	e.settle = nil
+	e.keepers.Go(func() {
+		e.settling.Lock()
+		defer e.settling.Unlock()
+		e.cfg.Settled()
+	})
+}
+
+func (e *Enrollment) unsettleLocked() {
+	if e.settle != nil {
+		e.settle.Stop()
+		e.settle = nil
+	}
 }
 
 // removeLocked has k's proxy removed, in the background. e.mu is held.
@@ -310,6 +343,7 @@ func (e *Enrollment) changedLocked() {
 func (e *Enrollment) Close() {
 	e.mu.Lock()
 	e.closed = true
+	e.unsettleLocked()
 	for _, k := range e.pods {
 		k.disarmLocked()
 		k.setLocked(drained)

@@ -126,6 +126,7 @@ func (n *node) buildEnrollment() {
 		Start:   n.startPod,
 		Logger:  logs.Target(n.logger, "ztunnel::inpod::statemanager"),
 		Metrics: n.registry.Pods(),
+		Settled: n.releaseStrays,
 		Ready: func(ready bool, _ []string) {
 			if ready {
 				n.enrolled.Done()
@@ -279,5 +280,13 @@ func (n *node) proxyConfig() dataplane.Config {
 		},
 		TLS:     mtls.Options{TLS12: c.Control.TLS12, PQC: c.Control.PQC, Revocation: n.revoked},
 		Illegal: c.IllegalPorts, LocalhostTunnel: c.LocalhostAppTunnel, DecisionLevel: level,
+	}
+}
+
+// releaseStrays lets go of pods that were deleted while no process was there
+// to hear of it.
+func (n *node) releaseStrays() {
+	if _, err := n.capture.ReleaseStrays(); err != nil {
+		logs.Target(n.logger, "capture").Warn("pods that are gone are still captured", slog.String("error", err.Error()))
 	}
 }
