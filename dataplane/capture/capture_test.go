@@ -3,6 +3,7 @@
 package capture
 
 import (
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -38,8 +39,11 @@ func TestRolesHaveTheirPorts(t *testing.T) {
 
 func TestTheCgroupRootIsTheRealOne(t *testing.T) {
 	root, err := cgroupRoot("")
-	if err != nil {
-		t.Skip(err) // this machine shows none
+	if err != nil { // a container that does not show it
+		if !strings.Contains(err.Error(), "set CGROUP_ROOT") {
+			t.Errorf("no root, and no way out: %v", err)
+		}
+		return
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(root, &st); err != nil || st.Ino != realRootInode {

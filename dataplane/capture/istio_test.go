@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/ztunnel-go/ztunnel/test/netlab"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
 )
 
 // istioRules are those of contract 2.7, as istio-cni writes them into a pod's
@@ -45,7 +46,7 @@ func likeIstio(t *testing.T, pod *netlab.Pod) {
 		iptables = "iptables"
 	}
 	if _, err := exec.LookPath(iptables); err != nil {
-		t.Skip("iptables, which stands in for istio-cni here, is not installed")
+		privileged.Lacking(t, fmt.Errorf("iptables stands in for istio-cni: %w", err))
 	}
 	for _, line := range strings.Split(strings.TrimSpace(istioRules), "\n") {
 		args := strings.Fields(line)

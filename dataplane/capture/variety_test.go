@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/test/netlab"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
 )
 
 func TestPodsOfOneFamilyAndStrictReversePaths(t *testing.T) {
@@ -96,7 +97,7 @@ func kubelet(t *testing.T, r *netlab.Node, cgroup, addr string) (probe func() st
 	t.Helper()
 	bash, err := os.ReadFile("/bin/bash")
 	if err != nil {
-		t.Skip("no bash to play kubelet")
+		privileged.Lacking(t, fmt.Errorf("bash plays kubelet: %w", err))
 	}
 	path := filepath.Join(t.TempDir(), "kubelet")
 	must(t, os.WriteFile(path, bash, 0o755))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/test/fakeistiod"
 	"github.com/ztunnel-go/ztunnel/test/leak"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
 )
 
 // call makes some call and returns what stopped it before the server could
@@ -141,7 +142,7 @@ func TestSuitesOfTLS12(t *testing.T) {
 	cfg := Config{Address: "https://x", TLS12: true, Roots: Roots{System: true}}
 	c, err := cfg.TLS()
 	if err != nil {
-		t.Skipf("no system roots: %v", err)
+		privileged.Lacking(t, err) // the system's roots
 	}
 	if want := []uint16{0xc02c, 0xc02b, 0xc030, 0xc02f}; c.MinVersion != tls.VersionTLS12 || !slices.Equal(c.CipherSuites, want) {
 		t.Errorf("from %x, suites %x", c.MinVersion, c.CipherSuites)

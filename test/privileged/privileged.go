@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package privileged says whether a test may do what only root may.
+// Package privileged says whether a test may do what only root may, and what
+// becomes of one for which the machine lacks something.
 //
 // A skipped test looks like one that passed. So where everything must run, in
 // CI, ZTUNNEL_TESTS=all turns a skip into a failure. For tests only.
@@ -21,14 +22,19 @@ import (
 // With ZTUNNEL_TESTS=all it fails t instead.
 func Need(t testing.TB) {
 	t.Helper()
-	err := Missing()
-	switch {
-	case err == nil:
-	case os.Getenv("ZTUNNEL_TESTS") == "all":
-		t.Fatalf("ZTUNNEL_TESTS=all, but %v", err)
-	default:
-		t.Skipf("needs root: %v", err)
+	if err := Missing(); err != nil {
+		Lacking(t, fmt.Errorf("needs root: %w", err))
 	}
+}
+
+// Lacking ends t because of something that this machine does not have, a
+// program say: it is skipped, or fails with ZTUNNEL_TESTS=all.
+func Lacking(t testing.TB, what error) {
+	t.Helper()
+	if os.Getenv("ZTUNNEL_TESTS") == "all" {
+		t.Fatalf("ZTUNNEL_TESTS=all, but: %v", what)
+	}
+	t.Skip(what)
 }
 
 // Missing says what the process lacks, or nil. Root alone does not do: in a
