@@ -5,7 +5,6 @@ package istiod
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +17,7 @@ func (w *world) istioctl(t *testing.T) {
 	live := dial(t, w.a.Host, at(vipB, viaEcho))
 	must(t, echo(live, "hello"))
 	w.istiod.during(t, policyYAML("some", "default", "b", "DENY", "cluster.local/ns/no/sa/one"))
-	eventually(t, func() error { return w.p1.AwaitPage(w.patience(), dumpPage, `"some"`) })
+	must(t, w.p1.AwaitPage(w.patience(), dumpPage, `"some"`))
 	d, text, err := w.dump(w.p1.Proxy)
 	must(t, err)
 	if len(d.Workloads) == 0 || len(d.Services) == 0 || len(d.Policies) == 0 || len(d.Certificates) == 0 || len(d.WorkloadState) == 0 {
@@ -67,12 +66,12 @@ func (w *world) istioctl(t *testing.T) {
 // ztunnelConfig is what "istioctl ztunnel-config" prints.
 func ztunnelConfig(t *testing.T, args ...string) []byte {
 	t.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.Command(istio, append([]string{"ztunnel-config"}, args...)...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(fmt.Errorf("istioctl %v: %w\n%s", args, err, &stderr))
+	out := filepath.Join(t.TempDir(), "out")
+	cmd := exec.Command(istio, append([]string{"ztunnel-config", out}, args...)...)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("istioctl %v: %v\n%s", args, err, said)
 	}
-	return out
+	text, err := os.ReadFile(out)
+	must(t, err)
+	return text
 }

@@ -114,6 +114,7 @@ func (w *world) entryVIP(t *testing.T) {
 	w.serveOutside(t, nil)
 	vip := netip.MustParseAddr("240.240.1.1")
 	w.istiod.during(t, serviceEntryYAML("static", "default", "static.example", vip.String(), "STATIC", w.outside.IPv4.String()))
+	must(t, w.p1.AwaitPage(w.patience(), dumpPage, "static.example"))
 	since := w.p1.Output.Mark()
 	reaches(t, w.a.Host, at(vip, viaHTTP), "outside", w.a.IPv4)
 	w.logged(t, w.p1, since, `direction="outbound"`, `dst.service="static.example"`)
@@ -124,6 +125,7 @@ func (w *world) entryName(t *testing.T) {
 	w.serveOutside(t, map[string][]netip.Addr{name: {w.outside.IPv4}})
 	vip := netip.MustParseAddr("240.240.1.2")
 	w.istiod.during(t, serviceEntryYAML("dynamic", "default", "dynamic.example", vip.String(), "DNS", name))
+	must(t, w.p1.AwaitPage(w.patience(), dumpPage, "dynamic.example"))
 	since := w.p1.Output.Mark()
 	reaches(t, w.a.Host, at(vip, viaHTTP), "outside", w.a.IPv4)
 	w.logged(t, w.p1, since, `direction="outbound"`, `dst.service="dynamic.example"`)
@@ -132,7 +134,7 @@ func (w *world) entryName(t *testing.T) {
 func (w *world) entryNone(t *testing.T) {
 	w.serveOutside(t, nil)
 	w.istiod.during(t, serviceEntryYAML("none", "default", "none.example", w.outside.IPv4.String(), "NONE"))
-	eventually(t, func() error { return w.p1.AwaitPage(w.patience(), dumpPage, "none.example") })
+	must(t, w.p1.AwaitPage(w.patience(), dumpPage, "none.example"))
 	must(t, reached(w.a.Host, at(w.outside.IPv4, portHTTP), "outside", w.a.IPv4))
 }
 
@@ -140,6 +142,7 @@ func (w *world) entryNone(t *testing.T) {
 // and finds a pod in the mesh there.
 func (w *world) headless(t *testing.T) {
 	w.istiod.during(t, serviceYAML("b-headless", "default", "b", ""))
+	must(t, w.p1.AwaitPage(w.patience(), dumpPage, "b-headless"))
 	var found netip.Addr
 	eventually(t, func() (err error) {
 		found, err = lookup(w.a, "b-headless.default.svc.cluster.local")

@@ -5,10 +5,14 @@
 //
 //	istio istiod -ca DIR -objects DIR -control ADDRESS   see package controlplane
 //	istio zds -socket PATH [-rules]                      see package zds
-//	istio ztunnel-config ...                             as istioctl has it, with --file
+//	istio ztunnel-config OUT ...                         as istioctl has it, with --file
+//
+// OUT is a file for what istioctl prints: Istio's packages log to standard
+// output before main can say otherwise.
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -31,7 +35,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("want istiod, zds or ztunnel-config")
+		return errors.New("want istiod, zds or ztunnel-config")
 	}
 	switch args[0] {
 	case "istiod":
@@ -44,11 +48,24 @@ func run(args []string) error {
 		_ = flags.Parse(args[1:])
 		return zds.Run(cfg, os.Stdin, os.Stdout)
 	case "ztunnel-config":
-		cmd := ztunnelconfig.ZtunnelConfig(cli.NewFakeContext(nil))
-		cmd.SetArgs(args[1:])
-		return cmd.Execute()
+		return ztunnelConfig(args[1:])
 	}
 	return fmt.Errorf("unknown verb %q", args[0])
+}
+
+func ztunnelConfig(args []string) error {
+	if len(args) == 0 {
+		return errors.New("want a file to write to")
+	}
+	out, err := os.Create(args[0])
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := ztunnelconfig.ZtunnelConfig(cli.NewFakeContext(nil))
+	cmd.SetArgs(args[1:])
+	cmd.SetOut(out)
+	return cmd.Execute()
 }
 
 func istiod(args []string) error {
