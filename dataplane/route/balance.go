@@ -15,6 +15,7 @@ type upstream struct {
 	workload *mesh.Workload
 	port     uint16
 	service  *mesh.Service
+	rivals   bool // the service has other endpoints that would do
 }
 
 // A purpose is what an upstream is looked up for: waypoints may be reached on
@@ -53,13 +54,14 @@ func (d *decision) balance(svc *mesh.Service, port uint16, why purpose) (upstrea
 		d.say("The service %v has no port %d.", svc.Key(), port)
 		return upstream{}, false
 	}
-	found, weights, members := d.nearest(svc, port, why)
-	d.say("Of %d endpoints of %v, %d are eligible and nearest.", members, svc.Key(), len(found))
-	i, ok := d.choose(weights)
+	near := d.nearest(svc, port, why)
+	d.say("Of %d endpoints of %v, %d are eligible and nearest.", near.members, svc.Key(), len(near.found))
+	i, ok := d.choose(near.candidates)
 	if !ok {
 		return upstream{}, false
 	}
-	up := found[i]
+	up := near.found[i]
+	up.rivals = near.usable > 1
 	if up.port == 0 {
 		d.say("%s has no port for %d.", up.workload.UID, port)
 		return upstream{}, false
@@ -76,27 +78,39 @@ type wish struct {
 	why  purpose
 }
 
-// nearest lists the eligible endpoints that match the service's preferences
-// best, with their weights, and counts all.
-func (d *decision) nearest(svc *mesh.Service, port uint16, why purpose) (found []upstream, weights []uint32, members int) {
+// A neighbourhood is the eligible endpoints of a service that match its
+// preferences best. Both lists have the same order.
+type neighbourhood struct {
+	found      []upstream
+	candidates []Candidate
+	members    int // endpoints of the service
+	usable     int // those of them that may be used, near or not
+}
+
+// nearest leaves out the endpoints that this connection has failed to reach.
+// Where preferences are no more than that, those farther off take their place.
+func (d *decision) nearest(svc *mesh.Service, port uint16, why purpose) (near neighbourhood) {
 	want, best := wish{d.query.Source, svc, port, why}, 0
 	d.view.Endpoints(svc.Key(), func(ep mesh.Endpoint, w *mesh.Workload) bool {
-		members++
-		if !want.grantedBy(ep, w) {
+		near.members++
+		if !want.grantedBy(ep, w) || slices.Contains(d.query.failed, w.UID) {
 			return true
 		}
 		rank, ok := nearness(svc.LoadBalancer, want.src, w)
+		if ok && w.Capacity > 0 {
+			near.usable++
+		}
 		if !ok || rank < best {
 			return true
 		}
 		if rank > best {
-			best, found, weights = rank, found[:0], weights[:0]
+			best, near.found, near.candidates = rank, near.found[:0], near.candidates[:0]
 		}
-		found = append(found, upstream{w, targetPort(svc, ep, w, port), svc})
-		weights = append(weights, w.Capacity)
+		near.found = append(near.found, upstream{workload: w, port: targetPort(svc, ep, w, port), service: svc})
+		near.candidates = append(near.candidates, Candidate{w.UID, w.Capacity})
 		return true
 	})
-	return found, weights, members
+	return near
 }
 
 // grantedBy reports whether an endpoint is eligible (contract 3.4).
@@ -254,9 +268,9 @@ func (d *decision) fromAnswer(a answer, w *mesh.Workload, near netip.Addr) (neti
 	if len(same) == 0 {
 		same = other
 	}
-	even := make([]uint32, len(same))
+	even := make([]Candidate, len(same))
 	for i := range even {
-		even[i] = 1
+		even[i].Weight = 1
 	}
 	i, ok := d.choose(even)
 	if !ok {

@@ -295,7 +295,7 @@ func TestTheChoiceStaysWhileANameIsLookedUp(t *testing.T) {
 	named := func(name string) func(*mesh.Workload) { return func(w *mesh.Workload) { w.Hostname = name } }
 	v := build(service("svc", "10.1.0.1", []uint16{80, 80}), plain("a", "", in("svc"), named("a")), plain("b", "", in("svc"), named("b")))
 	turn := 0
-	inTurn := func(weights []uint32) int { turn++; return turn % len(weights) }
+	inTurn := func(c []Candidate) int { turn++; return turn % len(c) }
 	for range 4 {
 		o := Decide(v, query("10.1.0.1:80"), inTurn)
 		name := o.Resolve
@@ -323,15 +323,23 @@ func TestAConnectionDoesNotWaitForNamesForEver(t *testing.T) {
 func TestWeightedNeverPicksZero(t *testing.T) {
 	for at := range uint64(4) {
 		pick := Weighted(func(n uint64) uint64 { return at % n })
-		got := pick([]uint32{0, 1, 0, 3, 0})
+		got := pick(weighing(0, 1, 0, 3, 0))
 		if want := []int{1, 3, 3, 3}[at]; got != want {
 			t.Errorf("at %d: %d, want %d", at, got, want)
 		}
 	}
-	if got := Weighted(func(uint64) uint64 { return 0 })([]uint32{0, 0}); got != -1 {
+	if got := Weighted(func(uint64) uint64 { return 0 })(weighing(0, 0)); got != -1 {
 		t.Errorf("all zero: %d", got)
 	}
-	if got := Weighted(func(n uint64) uint64 { return n - 1 })([]uint32{1 << 31, 1 << 31, 1 << 31}); got != 2 {
+	if got := Weighted(func(n uint64) uint64 { return n - 1 })(weighing(1<<31, 1<<31, 1<<31)); got != 2 {
 		t.Errorf("large weights: %d", got)
 	}
+}
+
+func weighing(weights ...uint32) []Candidate {
+	var all []Candidate
+	for _, w := range weights {
+		all = append(all, Candidate{Weight: w})
+	}
+	return all
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -31,10 +32,9 @@ import (
 // waypoint and an endpoint); more come only from state that keeps changing.
 const maxNames = 4
 
-// Decide says what to do with a connection (contract 3). pick chooses among
-// several by weight: it returns an index into weights, never one of weight
-// zero; see [Weighted]. Where there is no choice it is not asked.
-func Decide(v mesh.View, q Query, pick func(weights []uint32) int) Outcome {
+// Decide says what to do with a connection (contract 3). pick chooses where
+// there are several; where there is no choice it is not asked.
+func Decide(v mesh.View, q Query, pick Chooser) Outcome {
 	q.Dst = netip.AddrPortFrom(q.Dst.Addr().Unmap(), q.Dst.Port())
 	q.SourceIP = q.SourceIP.Unmap()
 	d := &decision{view: v, query: q, pick: pick}
@@ -44,13 +44,13 @@ func Decide(v mesh.View, q Query, pick func(weights []uint32) int) Outcome {
 	case err == nil:
 	case errors.As(err, &need) && len(q.answers) < maxNames:
 		d.say("The hostname %s has to be looked up first.", need.workload.Hostname)
-		again := q
-		again.picks = d.picked
-		out = Outcome{Kind: Resolve, Resolve: need.workload.Hostname, query: again}
+		out = Outcome{Kind: Resolve, Resolve: need.workload.Hostname}
 	default:
 		d.say("Refused: %v.", err)
 		out = Outcome{Kind: Refuse, Err: err}
 	}
+	out.query, out.query.picks = q, d.picked
+	out.Endpoints = d.weighsOn(out)
 	out.Warnings, out.Steps = d.warnings, d.steps
 	return out
 }
@@ -59,9 +59,9 @@ func Decide(v mesh.View, q Query, pick func(weights []uint32) int) Outcome {
 type decision struct {
 	view  mesh.View
 	query Query
-	pick  func([]uint32) int
+	pick  Chooser
 
-	picked   []int // all choices so far, replayed ones included
+	picked   []choice // all so far, replayed ones included
 	warnings []string
 	steps    []string
 }
@@ -122,7 +122,7 @@ func (d *decision) askedService() *mesh.Service {
 
 func (d *decision) nobody(asked *mesh.Service) (Outcome, error) {
 	dst := d.query.Dst
-	if asked != nil && !passesThrough(asked) { // B
+	if asked != nil && !passesThrough(asked) || len(d.query.failed) > 0 { // B, also once all have failed
 		return Outcome{}, errNoUpstream(dst)
 	}
 	d.say("Nothing of the mesh is behind %v: passed through as it is.", dst) // C
@@ -145,10 +145,11 @@ func (d *decision) straight(up upstream) (Outcome, error) {
 			NextHop:   w,
 			Service:   up.service,
 			Expect:    d.identitiesOf(up),
+			Rivals:    up.rivals,
 		}, nil
 	}
 	d.say("%s does not speak HBONE: plain TCP to %v.", w.UID, target) // G
-	return Outcome{Kind: Direct, Dial: target, NextHop: w, Service: up.service}, nil
+	return Outcome{Kind: Direct, Dial: target, NextHop: w, Service: up.service, Rivals: up.rivals}, nil
 }
 
 // identitiesOf lists who may be at the other end of a tunnel to up: whoever
@@ -177,31 +178,60 @@ func (d *decision) sansOf(svc *mesh.Service) []identity.ID {
 	return ids
 }
 
-// choose picks by weight. It replays the choices of an earlier asking, so that
-// the outcome stays the same when only a name was missing.
-func (d *decision) choose(weights []uint32) (int, bool) {
-	choice, candidates := -1, 0
-	for i, w := range weights {
-		if w > 0 {
-			choice, candidates = i, candidates+1
-		}
-	}
-	if candidates > 1 {
-		choice = d.pickAgain(weights)
-	}
-	d.picked = append(d.picked, choice)
-	return choice, choice >= 0
+// A choice is what was chosen: an index, and whose it was, if an endpoint's.
+type choice struct {
+	index int
+	uid   string
 }
 
-func (d *decision) pickAgain(weights []uint32) int {
-	if n := len(d.picked); n < len(d.query.picks) {
-		if old := d.query.picks[n]; old >= 0 && old < len(weights) && weights[old] > 0 {
-			return old
+// choose picks one candidate. It replays the choices of an earlier asking, so
+// that the outcome stays the same but for what was wrong with it.
+func (d *decision) choose(candidates []Candidate) (int, bool) {
+	only, many := -1, 0
+	for i, c := range candidates {
+		if c.Weight > 0 {
+			only, many = i, many+1
 		}
 	}
-	choice := d.pick(weights)
-	if choice < 0 || choice >= len(weights) || weights[choice] == 0 {
-		return -1
+	if many > 1 {
+		only = d.pickAgain(candidates)
 	}
-	return choice
+	chosen := choice{index: only}
+	if only >= 0 {
+		chosen.uid = candidates[only].UID
+	}
+	d.picked = append(d.picked, chosen)
+	return only, only >= 0
+}
+
+func (d *decision) pickAgain(candidates []Candidate) int {
+	usable := func(i int) bool { return i >= 0 && i < len(candidates) && candidates[i].Weight > 0 }
+	if n := len(d.picked); n < len(d.query.picks) {
+		old := d.query.picks[n]
+		i := old.index
+		if old.uid != "" { // the mesh may have changed since
+			i = slices.IndexFunc(candidates, func(c Candidate) bool { return c.UID == old.uid })
+		}
+		if usable(i) {
+			return i
+		}
+	}
+	if i := d.pick(candidates); usable(i) {
+		return i
+	}
+	return -1
+}
+
+// weighsOn lists whom a connection to the outcome is a load for.
+func (d *decision) weighsOn(out Outcome) []string {
+	if out.NextHop == nil {
+		return nil
+	}
+	uids := []string{out.NextHop.UID}
+	for _, c := range d.picked {
+		if c.uid != "" && !slices.Contains(uids, c.uid) {
+			uids = append(uids, c.uid)
+		}
+	}
+	return uids
 }

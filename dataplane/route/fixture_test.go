@@ -133,9 +133,9 @@ func portMap(ports []uint16) map[uint16]uint16 {
 }
 
 // first picks the first that may be picked.
-func first(weights []uint32) int {
-	for i, w := range weights {
-		if w > 0 {
+func first(candidates []Candidate) int {
+	for i, c := range candidates {
+		if c.Weight > 0 {
 			return i
 		}
 	}

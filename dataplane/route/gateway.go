@@ -13,11 +13,11 @@ import (
 // unless all have weight zero, then the single one (contract 3.3).
 func (d *decision) waypointOf(svc *mesh.Service) *mesh.GatewayAddress {
 	if len(svc.WeightedWaypoints) > 0 {
-		weights := make([]uint32, len(svc.WeightedWaypoints))
+		candidates := make([]Candidate, len(svc.WeightedWaypoints))
 		for i, w := range svc.WeightedWaypoints {
-			weights[i] = w.Weight
+			candidates[i].Weight = w.Weight
 		}
-		if i, ok := d.choose(weights); ok {
+		if i, ok := d.choose(candidates); ok {
 			d.say("The service %v has weighted waypoints; number %d was chosen.", svc.Key(), i)
 			return &svc.WeightedWaypoints[i].Destination
 		}
@@ -55,6 +55,7 @@ func (d *decision) throughWaypoint(waypoint *mesh.GatewayAddress, asked, meant *
 		NextHop:   up.workload,
 		Service:   meant,
 		Expect:    d.identitiesOf(up),
+		Rivals:    up.rivals,
 	}, nil
 }
 
@@ -106,6 +107,7 @@ func (d *decision) acrossNetworks(far upstream, asked *mesh.Service) (Outcome, e
 		Service:     asked,
 		Expect:      d.identitiesOf(up),
 		InnerExpect: d.sansOf(far.service),
+		Rivals:      up.rivals,
 	}, nil
 }
 

@@ -22,7 +22,8 @@ type Query struct {
 	Explain  bool           // fill Outcome.Steps
 
 	answers []answer // names that were looked up since the first asking
-	picks   []int    // what pick said then, so that the choice stays the same
+	picks   []choice // what was chosen then, so that it stays the same
+	failed  []string // UIDs of endpoints that could not be reached
 }
 
 // An answer is what came of looking a hostname up.
@@ -73,6 +74,13 @@ type Outcome struct {
 	Expect      []identity.ID // identities of which the peer must show one, in order (contract 3.2)
 	InnerExpect []identity.ID // DoubleTunnel: the same for the inner tunnel; empty means nobody will do
 
+	// Endpoints are the UIDs of those that the connection is a load for:
+	// NextHop, and who was chosen on the way to it.
+	Endpoints []string
+	// Rivals says that NextHop is one of several endpoints that would do; if it
+	// cannot be reached see Another.
+	Rivals bool
+
 	Resolve string // Resolve: the hostname to look up, both address families
 	Err     error  // Refuse: the text is the access log's (contract 14.6)
 
@@ -91,24 +99,52 @@ func (o Outcome) Again(addrs []netip.Addr, err error) Query {
 	return q
 }
 
-// Weighted makes the pick function of [Decide] from a source of random
-// numbers: random(n) is to be even over [0, n). The pick function returns an
-// index in proportion to its weight, and -1 if all weights are zero.
-func Weighted(random func(n uint64) uint64) func(weights []uint32) int {
-	return func(weights []uint32) int {
+// Another is the query to ask when NextHop could not be reached: for a way
+// without that endpoint. What was chosen before it stays, such as the waypoint
+// of which it was one. Without Rivals the answer is a refusal.
+func (o Outcome) Another() Query {
+	q := o.query
+	if o.NextHop == nil {
+		return q
+	}
+	uid := o.NextHop.UID
+	q.failed = append(slices.Clone(q.failed), uid)
+	if i := slices.IndexFunc(q.picks, func(c choice) bool { return c.uid == uid }); i >= 0 {
+		q.picks = q.picks[:i]
+	}
+	return q
+}
+
+// A Candidate is one of several that would do.
+type Candidate struct {
+	// UID is the endpoint's. It is empty where weight alone counts: for
+	// weighted waypoints and the addresses of a name.
+	UID    string
+	Weight uint32 // 0: not to be chosen
+}
+
+// A Chooser returns the index of a candidate, never one of weight zero, or -1
+// for none.
+type Chooser func([]Candidate) int
+
+// Weighted makes a [Chooser] from a source of random numbers: random(n) is to
+// be even over [0, n). Candidates are chosen in proportion to their weights,
+// which is the reference's way (contract 3.4).
+func Weighted(random func(n uint64) uint64) Chooser {
+	return func(candidates []Candidate) int {
 		var sum uint64
-		for _, w := range weights {
-			sum += uint64(w)
+		for _, c := range candidates {
+			sum += uint64(c.Weight)
 		}
 		if sum == 0 {
 			return -1
 		}
 		at := random(sum)
-		for i, w := range weights {
-			if at < uint64(w) {
+		for i, c := range candidates {
+			if at < uint64(c.Weight) {
 				return i
 			}
-			at -= uint64(w)
+			at -= uint64(c.Weight)
 		}
 		return -1
 	}

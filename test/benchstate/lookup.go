@@ -74,7 +74,7 @@ func (c *city) questions() []question {
 	v := c.store.View()
 	workload := func(i int) *mesh.Workload { return c.static.Workloads[i%c.Workloads] }
 	service := func(i int) *mesh.Service { return c.static.Services[i%c.Services].Service }
-	pick := func(weights []uint32) int { return c.picked.IntN(len(weights)) }
+	pick := func(all []route.Candidate) int { return c.picked.IntN(len(all)) }
 	return []question{
 		{"WorkloadAt", func(i int) { must(v.WorkloadAt(mesh.NetworkAddr{Addr: workload(i).IPs[0]}) != nil) }},
 		{"ServiceByVIP", func(i int) { must(v.ServiceByVIP(service(i).VIPs[0], "team-00") != nil) }},
