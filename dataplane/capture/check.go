@@ -68,7 +68,7 @@ func (c *canaries) isNonce(b []byte) bool { return subtle.ConstantTimeCompare(b,
 func (c *canaries) arrived(conn *net.TCPConn) {
 	c.pod.tasks.Go(func() { // ends at its deadline at the latest
 		got := make([]byte, nonceLen)
-		conn.SetDeadline(time.Now().Add(canaryTimeout))
+		_ = conn.SetDeadline(time.Now().Add(canaryTimeout))
 		_, err := io.ReadFull(conn, got)
 		if err == nil && c.isNonce(got) {
 			_, _ = conn.Write(got) // one that is not answered is a check that failed

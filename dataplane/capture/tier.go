@@ -44,13 +44,13 @@ func (p *Pod) meetsRedirect(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, context.Cause(ctx)
 	}
-	defer sock.CloseReset(c)
+	defer func() { _ = sock.CloseReset(c) }()
 	l.SetDeadline(time.Now().Add(redirectTimeout))
 	got, err := l.AcceptTCP()
 	if err != nil {
 		return false, nil // somebody else answered
 	}
-	defer sock.CloseReset(got)
+	defer func() { _ = sock.CloseReset(got) }()
 	return isSame(c, got), nil
 }
 

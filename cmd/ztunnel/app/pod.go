@@ -165,7 +165,7 @@ func (p *podProxy) silence(grace time.Duration) {
 		ends.Go(func() {
 			ctx, done := context.WithTimeout(context.Background(), grace)
 			defer done()
-			p.dns.Drain(ctx) // what is left then is closed, an answer less
+			_ = p.dns.Drain(ctx) // what is left then is closed, an answer less
 			p.dns.Close()
 		})
 	}
