@@ -89,6 +89,9 @@ func run(ctx context.Context, params nodeParams) error {
 		n.buildMetrics, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, n.buildCapture, n.buildSelf,
 	} {
 		if err := build(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil // asked to stop, which may be why
+			}
 			return err
 		}
 	}
