@@ -102,6 +102,8 @@ var errFIPSOff = errors.New("the FIPS mode of crypto/tls is off, so that TLS_CHA
 // To go on without it would be to do something else than was asked.
 func (c *Config) unsupported() error {
 	switch {
+	case !c.Proxy:
+		return fmt.Errorf("ENABLE_PROXY=false is not supported: pods that are captured would have no proxy")
 	case c.Dedicated:
 		return fmt.Errorf("PROXY_MODE=dedicated is not supported yet")
 	case c.Control.OnDemand:
@@ -116,6 +118,9 @@ func (c *Config) ignored() []string {
 	var out []string
 	if c.SOCKS5 {
 		out = append(out, "UNSTABLE_ENABLE_SOCKS5 is not supported yet: nothing listens on port 15080")
+	}
+	if usual := (DNSAddr{Localhost: true, Port: 15053}); c.DNSProxy && c.DNSProxyAddr != usual {
+		out = append(out, "DNS_PROXY_ADDR is not supported yet: pods' DNS is answered on port 15053 of localhost")
 	}
 	return out
 }

@@ -232,6 +232,8 @@ func TestAddressesOfTheControlPlane(t *testing.T) {
 		{"the variable beats it", map[string]string{"PROXY_CONFIG": file, "XDS_ADDRESS": "http://x:2", "CA_ADDRESS": "c:3"},
 			"http://x:2", "https://c:3"},
 		{"none", map[string]string{"PROXY_CONFIG": file, "XDS_ADDRESS": ""}, "", "https://localhost:15012"},
+		{"a laboratory", map[string]string{"FAKE_CA": "true", "LOCAL_XDS": ""}, "", ""},
+		{"a laboratory that names one", map[string]string{"FAKE_CA": "true", "LOCAL_XDS": "", "XDS_ADDRESS": "x:1"}, "https://x:1", ""},
 	} {
 		if c := load(t, tc.vars); c.Control.XDSAddress != tc.xds || c.Control.CAAddress != tc.ca {
 			t.Errorf("%s: %q and %q, want %q and %q", tc.name, c.Control.XDSAddress, c.Control.CAAddress, tc.xds, tc.ca)
