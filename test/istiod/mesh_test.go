@@ -32,6 +32,7 @@ func TestMesh(t *testing.T) {
 			t.Run("a headless service", w.headless)
 			t.Run("the nearest endpoint, then the next", w.failover)
 			t.Run("a pod comes, changes and goes", w.lifeOfAPod)
+			t.Run("a waypoint", w.waypoints)
 			t.Run("istioctl understands config_dump", w.istioctl)
 		})
 	}
