@@ -25,7 +25,7 @@ func (p *Proxy) connectAcross(ctx context.Context, f *forwarding) (relay.Conn, e
 	inner, release, err := p.tunnelWithin(ctx, f, outer)
 	if err != nil {
 		_ = outer.Close() // the first error is the one to tell
-		return nil, err
+		return nil, &beyondError{err}
 	}
 	request := f.request()
 	request.ForwardedNetwork = &p.cfg.Network
@@ -39,7 +39,7 @@ func (p *Proxy) connectAcross(ctx context.Context, f *forwarding) (relay.Conn, e
 	})
 	if err != nil {
 		inner.Drain()
-		return nil, err
+		return nil, &beyondError{err}
 	}
 	if b, ok := report.ParseBaggage([]string{response.Baggage}); ok && response.Baggage != "" {
 		f.report.DestinationBaggage = &b

@@ -7,13 +7,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net"
 	"strings"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
-	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -28,7 +26,8 @@ import (
 /* The life of an outbound connection (contract 3.1)
  *
  *	accept -> not to ourselves -> who are we -> decide -+- tunnel -+-> relay -> report
- *	                                                    +- direct -+
+ *	                                              ^     +- direct -+
+ *	                                              +-- retry --+
  *
  * Functions stand in this order. Until the decision is made an error is an
  * early deny; from then on the connection is tracked and every error goes
@@ -54,11 +53,9 @@ func (p *Proxy) outbound(c *capture.Conn) {
 
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
-	entry := p.live.Track(live.Outbound{
-		Src: c.Peer, OriginalDst: c.Dst, ActualDst: out.Dial, Protocol: live.Protocol(out.Kind.String()),
-	}, cancel)
-	defer entry.Done()
-	p.forward(ctx, &forwarding{c, source, out, trace, outboundReport(c, source, out)})
+	p.forward(ctx, &forwarding{
+		conn: c, source: source, out: out, trace: trace, log: log, cancel: cancel, report: outboundReport(c, source, out),
+	})
 }
 
 // decide answers who is calling and where to. Its errors are early denies.
@@ -83,7 +80,7 @@ func (p *Proxy) decide(log *slog.Logger, c *capture.Conn) (*mesh.Workload, route
 // ask decides, and looks hostnames up as long as the decision needs them.
 func (p *Proxy) ask(log *slog.Logger, q route.Query) route.Outcome {
 	for {
-		out := route.Decide(p.view, q, route.Weighted(mathrand.Uint64N))
+		out := route.Decide(p.view, q, p.balance.Choose)
 		if out.Kind != route.Resolve {
 			return out
 		}
@@ -112,21 +109,27 @@ func outboundReport(c *capture.Conn, source *mesh.Workload, out route.Outcome) r
 type forwarding struct {
 	conn   *capture.Conn
 	source *mesh.Workload
-	out    route.Outcome
 	trace  trace
+	log    *slog.Logger
+	cancel context.CancelCauseFunc // ends it
+
+	out    route.Outcome // these three change when it is retried
 	report report.Params
+	done   func() // ends what is known of the attempt
 }
 
 // forward connects to the next hop, copies until both directions ended, and
 // tells what became of it. A connection is opened before it is dialled, but
-// for one into another network: who is at its far end is known only then
-// (contract 3.1 step 5).
+// for one into another network, or to one of several endpoints: who is at its
+// far end is known only then (contract 3.1 step 5).
 func (p *Proxy) forward(ctx context.Context, f *forwarding) {
+	p.attempt(f)
+	defer func() { f.done() }()
 	var rep *report.Conn
-	if f.out.Kind != route.DoubleTunnel {
+	if f.out.Kind != route.DoubleTunnel && !f.out.Rivals {
 		rep = p.shared.Reporter.Open(f.report)
 	}
-	upstream, err := p.connect(ctx, f)
+	upstream, err := p.reach(ctx, f)
 	if rep == nil {
 		rep = p.shared.Reporter.Open(f.report)
 	}

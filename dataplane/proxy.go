@@ -6,7 +6,8 @@
 // It decides nothing itself. Where a connection goes is dataplane/route,
 // whether it may is dataplane/rbac, how bytes travel is dataplane/hbone and
 // dataplane/relay, which connections are open is dataplane/live, and what is
-// said about them is dataplane/report; sockets come from dataplane/capture
+// said about them is dataplane/report, which of several endpoints has it is
+// dataplane/balance; sockets come from dataplane/capture
 // through [Sockets]. It knows neither the node agent nor DNS, and is imported
 // by cmd/ztunnel/app alone.
 package dataplane
@@ -15,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
@@ -94,6 +96,9 @@ type Shared struct {
 	Store    *mesh.Store
 	Certs    *certs.Manager
 	Reporter *report.Reporter
+	// Balance chooses endpoints by what all proxies know of them; nil: each
+	// proxy has a table of its own.
+	Balance *balance.Table
 	// Lookup resolves the hostname of a workload without addresses, outside any pod (contract 3.8).
 	Lookup func(ctx context.Context, hostname string) ([]netip.Addr, error)
 	Logger *slog.Logger
@@ -117,8 +122,9 @@ type Proxy struct {
 	view    mesh.View
 	log     *slog.Logger
 
-	pool *hbone.Pool
-	live *live.Table
+	pool    *hbone.Pool
+	live    *live.Table
+	balance *balance.Table
 
 	// ctx ends when connections must: its cause says why.
 	ctx    context.Context
@@ -148,6 +154,9 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 		view: shared.Store.View(), log: shared.Logger,
 		ctx: ctx, cancel: cancel, draining: make(chan struct{}),
 		tunnels: map[*hbone.ServerConn]struct{}{},
+	}
+	if p.balance = shared.Balance; p.balance == nil {
+		p.balance = balance.New(balance.Config{})
 	}
 	p.live = live.New(shared.Store, shared.Logger, live.DecisionsAt(cfg.DecisionLevel))
 	p.pool = hbone.NewPool(hbone.PoolConfig{

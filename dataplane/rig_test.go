@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -43,6 +44,9 @@ type lan struct {
 	store *mesh.Store
 	ca    *certstest.Authority
 
+	balance  *balance.Table       // of all pods that are started from now on
+	balanced *prometheus.Registry // what is counted of it
+
 	mu   sync.Mutex
 	pods map[netip.Addr]*pod                       // guarded by mu
 	at   map[netip.AddrPort]func() (string, error) // guarded by mu; servers outside pods
@@ -51,10 +55,19 @@ type lan struct {
 func newLAN(t *testing.T) *lan {
 	t.Helper()
 	leak.Check(t)
-	return &lan{
+	n := &lan{
 		t: t, store: mesh.NewStore(), ca: certstest.Issuer(t, time.Hour),
 		pods: map[netip.Addr]*pod{}, at: map[netip.AddrPort]func() (string, error){},
 	}
+	n.balanceBy(balance.Config{})
+	return n
+}
+
+// balanceBy has the pods that are started from now on choose endpoints by cfg.
+func (n *lan) balanceBy(cfg balance.Config) {
+	n.balanced = prometheus.NewRegistry()
+	cfg.Metrics = balance.NewMetrics(n.balanced)
+	n.balance = balance.New(cfg)
 }
 
 func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
@@ -266,7 +279,7 @@ func (n *lan) start(w *mesh.Workload, change ...func(*Config)) *pod {
 		Dial:    func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) { return n.dial(ctx, p.ip, to) },
 		Deliver: p.deliverTo,
 	}, Shared{
-		Store: n.store, Certs: p.certs, Lookup: lookup,
+		Store: n.store, Certs: p.certs, Lookup: lookup, Balance: n.balance,
 		Reporter: report.New(report.NewMetrics(p.registry), logger),
 		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
 	})
@@ -492,9 +505,17 @@ func (o *output) await(texts ...string) string {
 // values given as name=value.
 func (p *pod) count(metric string, labels ...string) float64 {
 	p.lan.t.Helper()
-	families, err := p.registry.Gather()
+	return p.lan.sum(p.registry, metric, labels...)
+}
+
+// retries is how often a connection was tried once more.
+func (n *lan) retries() float64 { return n.sum(n.balanced, "ztunnel_connect_retries_total") }
+
+func (n *lan) sum(registry *prometheus.Registry, metric string, labels ...string) float64 {
+	n.t.Helper()
+	families, err := registry.Gather()
 	if err != nil {
-		p.lan.t.Fatal(err)
+		n.t.Fatal(err)
 	}
 	sum := 0.0
 	for _, f := range families {

@@ -175,6 +175,18 @@ func (t *Table) Open() map[string]int {
 	return maps.Clone(t.open)
 }
 
+// Avoided says until when each endpoint that has failed of late is left alone,
+// by UID. That may have passed.
+func (t *Table) Avoided() map[string]time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	until := make(map[string]time.Time, len(t.avoided))
+	for uid, a := range t.avoided {
+		until[uid] = a.until
+	}
+	return until
+}
+
 // Failed says that an endpoint could not be reached. It is left alone for a
 // while.
 func (t *Table) Failed(uid string) {

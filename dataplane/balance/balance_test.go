@@ -178,7 +178,7 @@ func TestOldFailuresTakeNoMemory(t *testing.T) {
 			table.Failed(fmt.Sprint(i))
 			time.Sleep(time.Second)
 		}
-		if n := len(table.avoided); n > 2*fewAvoided {
+		if n := len(table.Avoided()); n > 2*fewAvoided {
 			t.Errorf("%d are remembered", n)
 		}
 	})

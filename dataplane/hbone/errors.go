@@ -113,6 +113,9 @@ func (e *ResetError) Error() string {
 
 func (e *ResetError) Unwrap() error { return e.Cause }
 
+// Unprocessed reports whether the peer has certainly not acted on the stream.
+func (e *ResetError) Unprocessed() bool { return e.unprocessed }
+
 // Quiet reports whether contract 4.8 lets such an end pass for success in
 // logs and metrics: the peer or the tunnel went away without complaint.
 func (e *ResetError) Quiet() bool {

@@ -86,6 +86,10 @@ type Params struct {
 	// Service is the service that the client meant; nil if none is known.
 	Service *mesh.Service
 
+	// Began is since when the connection's duration counts, where it is opened
+	// late; zero: since it is opened.
+	Began time.Time
+
 	// MutualTLS says that the connection is in a tunnel. The source's identity
 	// counts only then.
 	MutualTLS      bool
@@ -122,7 +126,10 @@ type Conn struct {
 // with the value 0, and writes a debug line. It comes before policy and before
 // dialling, so a refused connection has been opened too (contract 12.6).
 func (r *Reporter) Open(p Params) *Conn {
-	c := &Conn{reporter: r, params: p, opened: time.Now()}
+	c := &Conn{reporter: r, params: p, opened: p.Began}
+	if c.opened.IsZero() {
+		c.opened = time.Now()
+	}
 	c.series = r.metrics.series(labelsOf(&p, FlagNone))
 	c.series.open()
 	if r.access.Enabled(context.Background(), slog.LevelDebug) {
