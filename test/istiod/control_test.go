@@ -37,9 +37,10 @@ const (
 	controlURL    = "http://127.0.0.1:15080"
 )
 
+// newControlPlane prepares an istiod. All of a lab have one root.
 func newControlPlane(t *testing.T, lab *netlab.Lab, node *netlab.Node) *controlPlane {
 	t.Helper()
-	c := &controlPlane{t: t, node: node, ca: filepath.Join(lab.Dir(), "istio-ca"), objects: filepath.Join(lab.Dir(), "objects")}
+	c := &controlPlane{t: t, node: node, ca: filepath.Join(lab.Dir(), "istio-ca"), objects: filepath.Join(lab.Dir(), "objects-"+node.Name())}
 	var err error
 	c.issuer, err = ca.OpenEmbedded(c.ca, 0)
 	must(t, err)
@@ -69,6 +70,22 @@ func (c *controlPlane) start() {
 func (c *controlPlane) stop() {
 	c.t.Helper()
 	must(c.t, c.process.kill())
+}
+
+// end ends istiod if it runs, and shows the end of what it printed if the test
+// has failed.
+func (c *controlPlane) end() {
+	if c.process == nil {
+		return
+	}
+	if c.process.running() {
+		if err := c.process.kill(); err != nil {
+			c.t.Errorf("end istiod: %v", err)
+		}
+	}
+	if c.t.Failed() {
+		c.t.Logf("istiod of %s printed at last:\n%s", c.node.Name(), c.process.tail())
+	}
 }
 
 // apply creates or changes objects, of any number in a text.

@@ -40,8 +40,12 @@ func run(m *testing.M) int {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		ztunnel = filepath.Join(dir, "ztunnel")
+		cgo, args := "CGO_ENABLED=0", []string{"./cmd/ztunnel"}
+		if os.Getenv("ZTUNNEL_RACE") != "" {
+			cgo, args = "CGO_ENABLED=1", []string{"-race", "./cmd/ztunnel"}
+		}
 		err = errors.Join(
-			build("../..", ztunnel, []string{"CGO_ENABLED=0"}, "./cmd/ztunnel"),
+			build("../..", ztunnel, []string{cgo}, args...),
 			build(".", istio, nil, "-ldflags=-s -w", "./cmd/istio"),
 		)
 	}

@@ -13,12 +13,14 @@ import (
 
 // Kubernetes and Istio objects, with what istiod reads of them.
 
-func namespaceYAML(name string) string {
+// namespaceYAML is a namespace. That of istiod names the cluster's network.
+func namespaceYAML(name, network string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Namespace
 metadata:
   name: %s
-`, name)
+  labels: {topology.istio.io/network: %q}
+`, name, network)
 }
 
 // nodeYAML is a node in a zone of the region "lab".
@@ -191,4 +193,58 @@ spec:
   ports:
   - {name: mesh, port: 15008, targetPort: 15008, protocol: TCP, appProtocol: hbone}
 `, name, namespace, name, vip, vip, name)
+}
+
+// meshConfigYAML has services with a label span clusters.
+const (
+	meshConfigYAML = `apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: istio
+  namespace: istio-system
+data:
+  mesh: |
+    serviceScopeConfigs:
+    - servicesSelector:
+        matchExpressions:
+        - {key: istio.io/global, operator: In, values: ["true"]}
+      scope: GLOBAL
+`
+	globalLabel = "  labels: {istio.io/global: \"true\"}\n"
+)
+
+// elsewhereYAML is a pod as another cluster, in another network, knows it.
+func elsewhereYAML(p *pod, network string) string {
+	return fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: %s
+  namespace: %s
+  annotations: {ambient.istio.io/redirection: enabled}
+  labels: {app: %s}
+spec:
+  address: %s
+  network: %s
+  serviceAccount: %s
+  labels: {app: %s}
+`, p.spec.name, p.spec.namespace, p.spec.name, p.IPv4, network, p.spec.account, p.spec.name)
+}
+
+// remoteGatewayYAML is the way into another network.
+func remoteGatewayYAML(gate *pod, network string) string {
+	return fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: %s
+  namespace: %s
+  labels: {topology.istio.io/network: %s}
+  annotations: {gateway.istio.io/service-account: %s}
+spec:
+  gatewayClassName: istio-remote
+  listeners:
+  - {name: cross-network, port: %d, protocol: HBONE}
+status:
+  addresses:
+  - {type: IPAddress, value: %s}
+`, gate.spec.name, gate.spec.namespace, network, gate.spec.account, portHBONE, gate.IPv4)
 }

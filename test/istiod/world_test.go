@@ -43,6 +43,8 @@ type world struct {
 	n1, n2           *netlab.Node
 	control, outside *netlab.Node
 	capture          string
+	network          string // of all its pods; empty: there is only one
+	members          []*member
 	p1, p2           *member
 	a, b, c          *pod
 }
@@ -92,52 +94,54 @@ func plan(t *testing.T, capture string) *world {
 	privileged.Need(t)
 	leak.Check(t)
 	w := &world{t: t, lab: netlab.NewTest(t), capture: capture}
-	w.n1, w.n2 = w.node("node1"), w.node("node2")
-	w.control, w.outside = w.node("control"), w.node("outside")
+	w.outside = w.node("outside")
 	mesh, err := rig.New(w.lab, ztunnel)
 	must(t, err)
 	w.mesh = mesh
 	must(t, mesh.SetNameservers(w.outside.IPv4))
-	w.istiod = newControlPlane(t, w.lab, w.control)
-	w.istiod.apply(t,
-		namespaceYAML("default"), namespaceYAML("other"), namespaceYAML("istio-system"),
-		nodeYAML(w.n1, "one"), nodeYAML(w.n2, "two"))
-	w.authority = newForwarder(t, w.control, portCA, portDiscovery)
-	t.Cleanup(w.close)
+	w.n1, w.n2 = w.node("node1"), w.node("node2")
+	w.cluster("control")
+	w.istiod.apply(t, nodeYAML(w.n1, "one"), nodeYAML(w.n2, "two"))
 	return w
+}
+
+// cluster gives the world an istiod on a node of its own.
+func (w *world) cluster(name string) {
+	w.t.Helper()
+	w.control = w.node(name)
+	w.istiod = newControlPlane(w.t, w.lab, w.control)
+	w.istiod.apply(w.t, namespaceYAML("default", ""), namespaceYAML("other", ""), namespaceYAML("istio-system", w.network))
+	w.authority = newForwarder(w.t, w.control, portCA, portDiscovery)
+	w.t.Cleanup(w.close)
 }
 
 func (w *world) close() {
 	if err := w.mesh.Close(); err != nil {
 		w.t.Errorf("close mesh: %v", err)
 	}
-	for _, m := range []*member{w.p1, w.p2} {
-		if m == nil {
-			continue
-		}
+	for _, m := range w.members {
 		if m.agent != nil {
 			if err := m.agent.kill(); err != nil {
 				w.t.Errorf("end agent: %v", err)
 			}
 		}
-		lines := m.Output.Lines(0)
-		for _, line := range lines {
-			if strings.Contains(line, "panic:") || strings.Contains(line, "DATA RACE") {
-				w.t.Errorf("%s: %s", m.Node().Name(), line)
-			}
-		}
-		if w.t.Failed() {
-			const enough = 120
-			w.t.Logf("%s printed:\n%s", m.Node().Name(), strings.Join(lines[max(0, len(lines)-enough):], "\n"))
+		w.look(m)
+	}
+	w.istiod.end()
+}
+
+// look fails the test if a proxy has printed what none may, and shows the end
+// of what it printed if the test has failed.
+func (w *world) look(m *member) {
+	lines := m.Output.Lines(0)
+	for _, line := range lines {
+		if strings.Contains(line, "panic:") || strings.Contains(line, "DATA RACE") {
+			w.t.Errorf("%s: %s", m.Node().Name(), line)
 		}
 	}
-	if p := w.istiod.process; p != nil {
-		if err := p.kill(); err != nil {
-			w.t.Errorf("end istiod: %v", err)
-		}
-		if w.t.Failed() {
-			w.t.Logf("istiod printed at last:\n%s", p.tail())
-		}
+	if w.t.Failed() {
+		const enough = 120
+		w.t.Logf("%s printed:\n%s", m.Node().Name(), strings.Join(lines[max(0, len(lines)-enough):], "\n"))
 	}
 }
 
@@ -156,12 +160,13 @@ func (w *world) join(n *netlab.Node, env map[string]string) *member {
 		"XDS_ADDRESS": fmt.Sprintf("https://%v:%d", w.control.IPv4, portDiscovery), "XDS_ROOT_CA": w.istiod.root(),
 		"CA_ADDRESS": fmt.Sprintf("https://%v:%d", w.control.IPv4, portCA), "CA_ROOT_CA": w.istiod.root(),
 		"ALT_XDS_HOSTNAME": "istiod.istio-system.svc", "ALT_CA_HOSTNAME": "istiod.istio-system.svc",
-		"AUTH_TOKEN": m.token, "FAKE_CA": "false", "RUST_LOG": "info",
+		"AUTH_TOKEN": m.token, "FAKE_CA": "false", "NETWORK": w.network,
 	}
 	maps.Copy(own, env)
 	var err error
 	m.Proxy, err = w.mesh.Start(n, rig.Options{Env: own, NoAgent: true})
 	must(w.t, err)
+	w.members = append(w.members, m)
 	args := []string{"zds", "-socket", m.Socket()}
 	if w.capture == "istio-cni" {
 		args = append(args, "-rules")
