@@ -45,6 +45,7 @@ func TestHouse(t *testing.T) {
 		"imports follow the table":         table.Imports(tree),
 		"the table speaks of what exists":  table.Stale(tree),
 		"promises name tests that exist":   NamedTests(tree, read(t, "docs/compat.md")),
+		"every variable is spoken of":      Variables(tree, read(t, "docs/compat.md")),
 		"links lead somewhere":             Links(tree),
 		"every dependency has a reason":    dependencies,
 		"some imports are never right":     Never(tree),
@@ -87,6 +88,7 @@ func TestEveryRuleObjects(t *testing.T) {
 	}
 	imports := func(tr *Tree) []string { return table.Imports(tr) }
 	long := func(tr *Tree) []string { found, _ := Lengths(tr); return found }
+	variables := func(tr *Tree) []string { return Variables(tr, "`KNOWN` and `KNOWN_*`") }
 	for _, tc := range []struct {
 		name  string
 		check func(*Tree) []string
@@ -140,6 +142,9 @@ func TestEveryRuleObjects(t *testing.T) {
 		{"config", ExportedDocs, "p/a.go", doc + "// Config is.\ntype Config struct {\n\t// A is.\n\tA int\n\tB int\n\n\tC int\n}", "field Config.C"},
 		{"config", ExportedDocs, "p/a.go", doc + "// Config is.\ntype Config struct {\n\t// A is.\n\tA int\n\tB int\n\n\tC int // is.\n}", ""},
 
+		{"a variable", variables, "cmd/ztunnel/app/a.go", doc + `var _ = r.flag("NEW_ONE", true)`, "nothing of NEW_ONE"},
+		{"a variable", variables, "cmd/ztunnel/app/a.go", doc + "var _, _ = r.text(\"KNOWN\", \"X\"), e.withPrefix(\"KNOWN_\")", ""},
+		{"a variable", variables, "cmd/ztunnel/app/a.go", doc + `var _ = other.text("some text", "KNOWN")`, ""},
 		{"a link", Links, "docs/a.md", "see [b](../b.md#c) and [d](https://d.org/x)", "docs/a.md: the link to ../b.md leads nowhere"},
 		{"a link", Links, "a.md", "see [this](.) and [d](https://d.org/x)", ""},
 		{"drawer", Names, "p/a.go", "package utils\n", "says nothing"},
