@@ -27,8 +27,8 @@ type query struct {
 }
 
 // handle answers a message; nil means that there is no answer to give. It
-// blocks as long as upstream takes, or until the server closes.
-func (s *Server) handle(packet []byte, protocol string) []byte {
+// blocks as long as upstream takes, or until ctx ends.
+func (s *Server) handle(ctx context.Context, packet []byte, protocol string) []byte {
 	msg, early := s.screen(packet)
 	if msg == nil {
 		return early
@@ -39,8 +39,8 @@ func (s *Server) handle(packet []byte, protocol string) []byte {
 		name:     dns.CanonicalName(msg.Question[0].Name),
 		qtype:    msg.Question[0].Qtype,
 	}
-	q.client = s.whoAsks()
-	if s.ctx.Err() != nil {
+	q.client = s.whoAsks(ctx)
+	if ctx.Err() != nil {
 		return nil
 	}
 	labels := labelsOf(q.client, q.qtype, protocol)
@@ -50,7 +50,7 @@ func (s *Server) handle(packet []byte, protocol string) []byte {
 	}
 	r := resolve(s.view, s.zone, q.client, q.name, q.qtype)
 	if r.verdict == notOurs {
-		return s.fromUpstream(q, labels)
+		return s.fromUpstream(ctx, q, labels)
 	}
 	return s.fromMesh(q, r)
 }
@@ -92,8 +92,8 @@ func opcodeName(opcode int) string {
 	return fmt.Sprint(opcode)
 }
 
-func (s *Server) whoAsks() *mesh.Workload {
-	ctx, cancel := context.WithTimeout(s.ctx, clientWait)
+func (s *Server) whoAsks(ctx context.Context) *mesh.Workload {
+	ctx, cancel := context.WithTimeout(ctx, clientWait)
 	defer cancel()
 	client, err := s.client(ctx)
 	if err != nil {
@@ -128,12 +128,12 @@ func (s *Server) fromMesh(q *query, r resolution) []byte {
 }
 
 // fromUpstream hands on what upstream says.
-func (s *Server) fromUpstream(q *query, labels labelSet) []byte {
+func (s *Server) fromUpstream(ctx context.Context, q *query, labels labelSet) []byte {
 	start := time.Now()
-	got, err := s.forward.Ask(s.ctx, dns.Question{
+	got, err := s.forward.Ask(ctx, dns.Question{
 		Name: q.name, Qtype: q.qtype, Qclass: q.msg.Question[0].Qclass,
 	})
-	if s.ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return nil
 	}
 	s.metrics.forwarded(labels, time.Since(start), err)

@@ -115,7 +115,7 @@ func TestAClientIsAwaitedForFiveSeconds(t *testing.T) {
 		packet, _ := question("a", dns.TypeA).Pack()
 		begun := time.Now()
 		m := new(dns.Msg)
-		if err := m.Unpack(s.handle(packet, "udp")); err != nil || m.Rcode != dns.RcodeServerFailure {
+		if err := m.Unpack(s.handle(s.ctx, packet, "udp")); err != nil || m.Rcode != dns.RcodeServerFailure {
 			t.Errorf("%v, %v", m, err)
 		}
 		if took := time.Since(begun); took != 5*time.Second {
@@ -224,7 +224,7 @@ func TestAddressesAreShuffled(t *testing.T) {
 	seen := map[string]bool{}
 	for range 8 {
 		m := new(dns.Msg)
-		if err := m.Unpack(s.handle(packet, "tcp")); err != nil || len(m.Answer) != len(all) {
+		if err := m.Unpack(s.handle(s.ctx, packet, "tcp")); err != nil || len(m.Answer) != len(all) {
 			t.Fatal(m, err)
 		}
 		seen[m.Answer[0].String()] = true

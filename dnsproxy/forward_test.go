@@ -192,7 +192,7 @@ func TestQueriesInFlightAreLimited(t *testing.T) {
 		for i := range maxForwarded {
 			callers.Go(func() {
 				b, _ := question(fmt.Sprintf("n%d.example.org", i/2), dns.TypeA).Pack()
-				s.handle(b, "udp")
+				s.handle(s.ctx, b, "udp")
 			})
 		}
 		synctest.Wait()
@@ -202,7 +202,7 @@ func TestQueriesInFlightAreLimited(t *testing.T) {
 		} {
 			b, _ := question(name, dns.TypeA).Pack()
 			got := new(dns.Msg)
-			if err := got.Unpack(s.handle(b, "udp")); err != nil || show(got) != want {
+			if err := got.Unpack(s.handle(s.ctx, b, "udp")); err != nil || show(got) != want {
 				t.Errorf("%s: %s, %v", name, show(got), err)
 			}
 		}

@@ -55,7 +55,7 @@ func (s *Server) readPackets(pc net.PacketConn) {
 		}
 		s.work.Go(func() { // ends with s.ctx, or the timeouts of upstream
 			defer s.packets.Add(-1)
-			reply(pc, s.handle(query, "udp"), addr)
+			reply(pc, s.handle(s.ctx, query, "udp"), addr)
 		})
 	}
 }
@@ -158,7 +158,7 @@ func (s *Server) serveConn(c net.Conn) {
 		if err != nil {
 			return
 		}
-		answer := s.handle(query, "tcp")
+		answer := s.handle(s.ctx, query, "tcp")
 		if answer == nil {
 			continue
 		}

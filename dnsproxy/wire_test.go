@@ -98,7 +98,7 @@ func TestEveryPrefixOfAQueryIsDroppedOrAFormatError(t *testing.T) {
 		if n >= headerLen {
 			want = packet(t, "1234 8101 0000 0000 0000 0000")
 		}
-		if got := s.handle(whole[:n:n], "udp"); !bytes.Equal(got, want) {
+		if got := s.handle(s.ctx, whole[:n:n], "udp"); !bytes.Equal(got, want) {
 			t.Errorf("%d bytes: %x", n, got)
 		}
 	}
@@ -123,7 +123,7 @@ func FuzzHandle(f *testing.F) {
 	f.Cleanup(s.Close)
 	f.Fuzz(func(t *testing.T, query []byte) {
 		for _, protocol := range []string{"udp", "tcp"} {
-			answer := s.handle(query, protocol)
+			answer := s.handle(s.ctx, query, protocol)
 			if answer == nil {
 				if len(query) >= headerLen && query[2]&0x80 == 0 {
 					t.Errorf("%s: no answer to %x", protocol, query)
