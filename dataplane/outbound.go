@@ -41,6 +41,11 @@ func (p *Proxy) outbound(c *capture.Conn) {
 
 	trace := newTrace()
 	log := logs.Span(p.logFor(targetOutbound), "outbound", slog.Any("id", logs.Bare(trace.id)))
+	p.send(log, c, trace)
+}
+
+// send is what becomes of a connection once it is known where it is going.
+func (p *Proxy) send(log *slog.Logger, c *capture.Conn, trace trace) {
 	source, out, err := p.decide(log, c)
 	if err != nil {
 		abort(c)

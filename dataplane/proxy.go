@@ -82,7 +82,11 @@ type Sockets struct {
 	Outbound  Acceptor // connections of the pod's applications, port 15001
 	Plaintext Acceptor // connections to the pod, port 15006
 	HBONE     Acceptor // tunnels to the pod, port 15008
+	SOCKS     Acceptor // connections that say where to, port 15080
 
+	// Resolve finds an address of a name that a SOCKS client asks for, as the
+	// pod's DNS server would answer it, IPv6 with v6. nil: there is none.
+	Resolve func(ctx context.Context, name string, v6 bool) (netip.Addr, error)
 	// Dial connects towards the network, from the pod's namespace.
 	Dial func(context.Context, netip.AddrPort) (*net.TCPConn, error)
 	// Deliver connects to the pod's application as if from client.
@@ -176,7 +180,7 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 	return p
 }
 
-// A listener is one of the three ways to a proxy.
+// A listener is one of the ways to a proxy.
 type listener struct {
 	Acceptor
 	component string // as logged (contract 14.5)
@@ -189,6 +193,7 @@ const (
 	targetOutbound  = "proxy::outbound"
 	targetInbound   = "proxy::inbound"
 	targetPlaintext = "proxy::inbound_passthrough"
+	targetSOCKS     = "proxy::socks5"
 )
 
 func (p *Proxy) listeners() []listener {
@@ -196,6 +201,7 @@ func (p *Proxy) listeners() []listener {
 		{p.sockets.HBONE, "inbound", targetInbound, p.tunnel},
 		{p.sockets.Plaintext, "inbound plaintext", targetPlaintext, p.plaintext},
 		{p.sockets.Outbound, "outbound", targetOutbound, p.outbound},
+		{p.sockets.SOCKS, "socks5", targetSOCKS, p.socks},
 	}
 	return slices.DeleteFunc(all, func(l listener) bool { return l.Acceptor == nil })
 }

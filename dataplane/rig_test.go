@@ -47,6 +47,10 @@ type lan struct {
 	balance  *balance.Table       // of all pods that are started from now on
 	balanced *prometheus.Registry // what is counted of it
 
+	// connecting is held by who connects, and taken by servers before they
+	// serve: to connect to one that resets at once would fail at times.
+	connecting sync.RWMutex
+
 	mu   sync.Mutex
 	pods map[netip.Addr]*pod                       // guarded by mu
 	at   map[netip.AddrPort]func() (string, error) // guarded by mu; servers outside pods
@@ -127,9 +131,15 @@ func (n *lan) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*ne
 		if err != nil {
 			return nil, err
 		}
-		return dialReal(ctx, from, real)
+		return n.connect(ctx, from, real)
 	}
-	return dialReal(ctx, from, closedPort(to.Addr()))
+	return n.connect(ctx, from, closedPort(to.Addr()))
+}
+
+func (n *lan) connect(ctx context.Context, from netip.Addr, real string) (*net.TCPConn, error) {
+	n.connecting.RLock()
+	defer n.connecting.RUnlock()
+	return dialReal(ctx, from, real)
 }
 
 // closedPort is one where nobody listens: all ours are ephemeral.
@@ -220,7 +230,7 @@ type pod struct {
 	registry *prometheus.Registry
 	out      *output
 
-	outboundListener, plaintext, hbone *acceptor
+	outboundListener, plaintext, hbone, socksListener *acceptor
 
 	mu   sync.Mutex
 	apps map[uint16]string // guarded by mu; where the application's ports really are
@@ -261,12 +271,19 @@ func (n *lan) put(things ...any) {
 // know yet.
 func (n *lan) start(w *mesh.Workload, change ...func(*Config)) *pod {
 	n.t.Helper()
+	return n.startWith(w, func(*Sockets) {}, change...)
+}
+
+// startWith is start with other sockets.
+func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*Config)) *pod {
+	n.t.Helper()
 	t := n.t
 	p := &pod{
 		lan: n, ip: w.IPs[0], registry: prometheus.NewRegistry(), out: newOutput(t), apps: map[uint16]string{},
 		outboundListener: newAcceptor(t, w.IPs[0]),
 		plaintext:        newAcceptor(t, w.IPs[0]),
 		hbone:            newAcceptor(t, w.IPs[0]),
+		socksListener:    newAcceptor(t, w.IPs[0]),
 	}
 	p.certs = certs.New(n.ca, certs.Config{}, nil)
 	cfg := Config{ResponseBaggage: true, Illegal: route.IllegalPorts{15001, 15006, 15008}, WorkloadWait: 50 * time.Millisecond}
@@ -274,11 +291,13 @@ func (n *lan) start(w *mesh.Workload, change ...func(*Config)) *pod {
 		c(&cfg)
 	}
 	logger := p.out.log.Logger()
-	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, Sockets{
-		Outbound: p.outboundListener, Plaintext: p.plaintext, HBONE: p.hbone, Transparent: true,
+	sockets := Sockets{
+		Outbound: p.outboundListener, Plaintext: p.plaintext, HBONE: p.hbone, SOCKS: p.socksListener, Transparent: true,
 		Dial:    func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) { return n.dial(ctx, p.ip, to) },
 		Deliver: p.deliverTo,
-	}, Shared{
+	}
+	equip(&sockets)
+	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, sockets, Shared{
 		Store: n.store, Certs: p.certs, Lookup: lookup, Balance: n.balance,
 		Reporter: report.New(report.NewMetrics(p.registry), logger),
 		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
@@ -323,7 +342,7 @@ func (p *pod) deliverTo(ctx context.Context, client netip.Addr, dst netip.AddrPo
 	if !ok {
 		app = closedPort(p.ip)
 	}
-	return dialReal(ctx, client, app)
+	return p.lan.connect(ctx, client, app)
 }
 
 // app serves connections to a port of the pod.
@@ -359,6 +378,8 @@ func (n *lan) serve(host netip.Addr, serve func(*net.TCPConn)) string {
 			if err != nil {
 				return
 			}
+			n.connecting.Lock() // whoever connects has connected
+			n.connecting.Unlock() //nolint:staticcheck // nothing to guard
 			running.Go(func() {
 				defer c.Close()
 				serve(c)
