@@ -113,7 +113,8 @@ func unreached(ctx context.Context, err error) bool {
 }
 
 // unconnected reports whether err is a TCP connection that the far side or the
-// way to it did not allow. Want of descriptors or of a permission is ours.
+// way to it did not allow. Want of descriptors or of a permission is ours; and
+// a reset comes from an application that had accepted the connection.
 func unconnected(err error) bool {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
@@ -121,7 +122,7 @@ func unconnected(err error) bool {
 	}
 	var errno syscall.Errno
 	return errors.As(err, &errno) && slices.Contains([]syscall.Errno{
-		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ETIMEDOUT, syscall.EHOSTUNREACH,
+		syscall.ECONNREFUSED, syscall.ETIMEDOUT, syscall.EHOSTUNREACH,
 		syscall.EHOSTDOWN, syscall.ENETUNREACH, syscall.ENETDOWN,
 	}, errno)
 }

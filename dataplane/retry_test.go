@@ -244,6 +244,7 @@ func TestUnreached(t *testing.T) {
 		{"refused", refused, true},
 		{"in a tunnel", &hbone.DialError{Err: refused}, true},
 		{"timeout", errTimeout, true},
+		{"reset at once", &net.OpError{Op: "dial", Err: syscall.ECONNRESET}, false},
 		{"TLS", &hbone.TLSError{Err: errors.New("x")}, true},
 		{"behind the next hop", &beyondError{&hbone.TLSError{Err: errors.New("x")}}, false},
 		{"no certificate", &identityError{errTimeout}, false},

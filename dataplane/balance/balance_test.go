@@ -126,16 +126,20 @@ func avoids(table *Table) bool { return chosen(table, of(1, 1))["a"] == 0 }
 func TestAvoidanceGrowsAndEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := seeded(LeastLoaded)
-		for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+		for _, want := range []string{"1s", "2s", "4s", "8s", "16s", "30s", "30s"} {
+			pause, err := time.ParseDuration(want)
+			if err != nil {
+				t.Fatal(err)
+			}
 			table.Failed("a")
 			table.Failed("a") // another connection, at the same time
-			time.Sleep(want*time.Second - time.Nanosecond)
+			time.Sleep(pause - time.Nanosecond)
 			if !avoids(table) {
-				t.Fatalf("not avoided until %d s have passed", want)
+				t.Fatalf("not avoided until %s have passed", want)
 			}
 			time.Sleep(time.Nanosecond)
 			if avoids(table) {
-				t.Fatalf("still avoided after %d s", want)
+				t.Fatalf("still avoided after %s", want)
 			}
 		}
 		time.Sleep(memory)

@@ -98,6 +98,10 @@ type Config struct {
 	// AUTHZ_POLICY_INFO_LOGGING, on only when exactly "true".
 	PolicyInfo bool
 
+	// Balance is how an endpoint of a service is chosen: least-loaded, or
+	// random as the reference does. LB_POLICY (ours), default least-loaded.
+	Balance string
+
 	// Args is what followed the program's name, joined by blanks.
 	Args string
 	// Metadata describes us to the control plane (contract 1.3).

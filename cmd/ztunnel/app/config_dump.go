@@ -101,6 +101,7 @@ func (c *Config) ours() object {
 		{"compliancePqc", c.Control.PQC},
 		{"tls12Enabled", c.Control.TLS12},
 		{"authzPolicyInfoLogging", c.PolicyInfo},
+		{"lbPolicy", c.Balance},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
 
@@ -47,6 +48,7 @@ func Load(env Env, args []string) (*Config, error) {
 		ResolvConf:         r.text("RESOLV_CONF", "/etc/resolv.conf"),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
+		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
 		PolicyInfo:         r.text("AUTHZ_POLICY_INFO_LOGGING", "") == "true",
 		Args:               strings.Join(args, " "),
 		Metadata:           r.metadata(mesh.metadata),

@@ -55,6 +55,7 @@ func TestDefaults(t *testing.T) {
 			KeepaliveRetries: 9, PacketMark: &mark, PortReuse: true,
 		}},
 		{"Capture", c.Capture, Capture{Mode: "auto", PinDir: "/sys/fs/bpf/ztunnel", ProbeScope: "host"}},
+		{"Balance", c.Balance, "least-loaded"},
 		{"Drain", c.Drain, 5 * time.Second},
 		{"InpodUDS", c.InpodUDS, "/var/run/ztunnel/ztunnel.sock"},
 		{"ResolvConf", c.ResolvConf, "/etc/resolv.conf"},
@@ -90,6 +91,7 @@ func TestRefusals(t *testing.T) {
 		{map[string]string{"PROXY_MODE": "x"}, "invalid env var PROXY_MODE=x (PROXY_MODE must be one of dedicated, shared)"},
 		{map[string]string{"CAPTURE": "iptables"}, "invalid env var CAPTURE=iptables (CAPTURE must be one of auto, ebpf, istio-cni)"},
 		{map[string]string{"PROBE_SCOPE": ""}, "invalid env var PROBE_SCOPE= (PROBE_SCOPE must be one of host, kubelet)"},
+		{map[string]string{"LB_POLICY": "least"}, "invalid env var LB_POLICY=least (LB_POLICY must be one of least-loaded, random)"},
 		{dedicated, "invalid configuration: PROXY_MODE=dedicated requires PROXY_WORKLOAD_INFO to be set"},
 		{with(dedicated, "PROXY_WORKLOAD_INFO", "ns/name"), "invalid configuration: PROXY_WORKLOAD_INFO must match the format " +
 			"'namespace/name/service-account' (got ns/name)"},

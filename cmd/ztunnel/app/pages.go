@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	mathrand "math/rand/v2"
-
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -224,7 +222,7 @@ func (n *node) explain(src netip.Addr, dst netip.AddrPort) ([]string, error) {
 	}
 	out := route.Decide(view, route.Query{
 		Source: source, SourceIP: src, Network: n.cfg.Network, Dst: dst, Explain: true,
-	}, route.Weighted(mathrand.Uint64N))
+	}, n.balance.Choose)
 	lines := append([]string{fmt.Sprintf("source: %s (%s)", source.UID, source.Identity())}, out.Steps...)
 	lines = append(lines, "outcome: "+out.Kind.String())
 	for _, w := range out.Warnings {

@@ -63,7 +63,7 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		Deliver:     captured.Deliver,
 		Transparent: n.cfg.keepsSource(),
 	}, dataplane.Shared{
-		Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: n.lookupHost,
+		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookupHost,
 		Logger: logs.Span(logs.Target(n.logger, "proxy"), "proxy", name),
 	})
 	if n.cfg.DNSProxy {

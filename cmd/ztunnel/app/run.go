@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane"
+	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
@@ -46,6 +47,7 @@ type node struct {
 
 	registry   *metrics.Registry
 	reporter   *report.Reporter
+	balance    *balance.Table // of all pods
 	dnsMetrics *dnsproxy.Metrics
 	ready      *admin.Tasks
 	state      *admin.Task   // the control plane has told everything once
@@ -156,9 +158,22 @@ func (n *node) closeEnrollment() (err error) {
 func (n *node) buildMetrics(context.Context) error {
 	n.registry = metrics.New(n.version.IstioVersion)
 	n.reporter = report.New(report.NewMetrics(n.registry.Registerer()), n.logger)
+	if err := n.buildBalance(); err != nil {
+		return err
+	}
 	if n.cfg.DNSProxy {
 		n.dnsMetrics = dnsproxy.NewMetrics(n.registry.Registerer())
 	}
+	return nil
+}
+
+// buildBalance makes the one table from which all pods choose endpoints.
+func (n *node) buildBalance() error {
+	policy, err := balance.ParsePolicy(n.cfg.Balance)
+	if err != nil {
+		return err
+	}
+	n.balance = balance.New(balance.Config{Policy: policy, Metrics: balance.NewMetrics(n.registry.Registerer())})
 	return nil
 }
 
