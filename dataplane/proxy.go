@@ -54,6 +54,7 @@ type Config struct {
 	Network         string        // of this node; may be empty
 	Node            string        // workloads of other nodes are not local; empty: all are
 	WorkloadWait    time.Duration // how long a connection waits for the pod's own workload; 0: 5 s
+	SOCKSWait       time.Duration // how long a SOCKS client may take to say where to; 0: 10 s
 	ResponseBaggage bool          // send baggage with 200 and read it from requests
 	MaxStreams      int           // user connections on one tunnel; 0: 100
 	IdleTimeout     time.Duration // unused tunnels are dropped after it; 0: 5 min
@@ -151,6 +152,9 @@ var ErrDrained = errors.New("connection closed due to connection drain")
 func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 	if cfg.WorkloadWait == 0 {
 		cfg.WorkloadWait = workloadWait
+	}
+	if cfg.SOCKSWait == 0 {
+		cfg.SOCKSWait = socksWait
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p := &Proxy{

@@ -378,7 +378,7 @@ func (n *lan) serve(host netip.Addr, serve func(*net.TCPConn)) string {
 			if err != nil {
 				return
 			}
-			n.connecting.Lock() // whoever connects has connected
+			n.connecting.Lock()   // whoever connects has connected
 			n.connecting.Unlock() //nolint:staticcheck // nothing to guard
 			running.Go(func() {
 				defer c.Close()

@@ -15,10 +15,10 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 )
 
-// socksTimeout bounds a negotiation, with the name that has to be looked up.
+// socksWait bounds a negotiation, with the name that has to be looked up.
 // The reference waits for ever, and with it whoever opens many connections and
 // says nothing.
-const socksTimeout = 10 * time.Second
+const socksWait = 10 * time.Second
 
 // socks serves a connection to port 15080 (contract 6): it says where it is
 // going, is told that it is there, and from then on is like any other that
@@ -38,11 +38,11 @@ func (p *Proxy) socks(c *capture.Conn) {
 	p.send(log, &capture.Conn{TCPConn: c.TCPConn, Peer: c.Peer, Dst: dst}, trace)
 }
 
-// negotiate hears where the client wants to go, within [socksTimeout].
+// negotiate hears where the client wants to go, within Config.SOCKSWait.
 func (p *Proxy) negotiate(c *capture.Conn) (netip.AddrPort, error) {
-	ctx, done := context.WithTimeout(p.ctx, socksTimeout)
+	ctx, done := context.WithTimeout(p.ctx, p.cfg.SOCKSWait)
 	defer done()
-	if err := c.SetDeadline(time.Now().Add(socksTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(p.cfg.SOCKSWait)); err != nil {
 		return netip.AddrPort{}, err
 	}
 	// p.ctx and not ctx, so that nothing but the end of the proxy moves the

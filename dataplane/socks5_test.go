@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 )
@@ -105,7 +107,7 @@ func TestASOCKSClientIsToldWhyNot(t *testing.T) {
 		conn := client.proxied()
 		tells(t, conn, c.request)
 		hears(t, conn, c.answer)
-		if rest, err := io.ReadAll(conn); len(rest) > 0 || errors.Is(err, context.DeadlineExceeded) {
+		if rest, err := io.ReadAll(conn); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("after the answer: %q, %v", rest, err)
 		}
 		client.out.await("warn\tproxy::socks5:", "socks5{id=TRACE}", "failed to negotiate socks connection: "+c.log)
@@ -153,10 +155,23 @@ func TestTheEndOfAProxyEndsNegotiations(t *testing.T) {
 	tells(t, c, []byte{5, 1, 0})
 	hears(t, c, []byte{5, 0})
 	client.Stop(0)
-	if _, err := io.ReadAll(c); errors.Is(err, context.DeadlineExceeded) {
+	if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
 	client.out.await("failed to negotiate socks connection: " + ErrDrained.Error())
+}
+
+func TestASOCKSClientIsNotWaitedForWithoutEnd(t *testing.T) {
+	n := newLAN(t)
+	n.put(clientWorkload())
+	client := n.start(clientWorkload(), func(c *Config) { c.SOCKSWait = 20 * time.Millisecond })
+	c := client.proxied()
+	tells(t, c, []byte{5, 1, 0, 5})
+	hears(t, c, []byte{5, 0})
+	if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("it was")
+	}
+	client.out.await("failed to negotiate socks connection: General: read request:", "i/o timeout")
 }
 
 // A client that is known by IPv6 asks for IPv6.

@@ -38,6 +38,18 @@ func (p *Pod) DialUDP(ctx context.Context, dst netip.AddrPort) (net.Conn, error)
 	return c, nil
 }
 
+// Listen makes a listener of the proxy's own at an address of the pod, for
+// those who dial it by that address: nothing is redirected to it. It is the
+// caller's to close. The error is that of binding, [unix.EADDRINUSE] for one
+// where the port is taken.
+func (p *Pod) Listen(at netip.AddrPort) (*net.TCPListener, error) {
+	l := sock.Listen{Addr: at, ReusePort: p.node.cfg.PortReuse}
+	if p.tier == TierIstioCNI {
+		l.Mark = p.node.cfg.Mark // see listen
+	}
+	return p.sockets().ListenTCP(l)
+}
+
 // deliveryAttempts bounds how often another source port is tried when the one
 // the kernel chose belongs to a live connection of the same client: one in
 // 28,000 per such connection.

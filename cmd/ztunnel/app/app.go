@@ -116,9 +116,6 @@ func (c *Config) unsupported() error {
 // where going on is safe: nothing is sent or accepted that was not asked for.
 func (c *Config) ignored() []string {
 	var out []string
-	if c.SOCKS5 {
-		out = append(out, "UNSTABLE_ENABLE_SOCKS5 is not supported yet: nothing listens on port 15080")
-	}
 	if usual := (DNSAddr{Localhost: true, Port: 15053}); c.DNSProxy && c.DNSProxyAddr != usual {
 		out = append(out, "DNS_PROXY_ADDR is not supported yet: pods' DNS is answered on port 15053 of localhost")
 	}

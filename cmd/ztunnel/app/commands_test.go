@@ -63,8 +63,8 @@ func TestWhatIsLeftOutIsToldOf(t *testing.T) {
 	if said := load(t, nil).ignored(); len(said) != 0 {
 		t.Errorf("usually: %q", said)
 	}
-	said := load(t, map[string]string{"UNSTABLE_ENABLE_SOCKS5": "true", "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}).ignored()
-	if len(said) != 2 || !strings.Contains(said[0], "15080") || !strings.Contains(said[1], "DNS_PROXY_ADDR") {
+	said := load(t, map[string]string{"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}).ignored()
+	if len(said) != 1 || !strings.Contains(said[0], "DNS_PROXY_ADDR") {
 		t.Errorf("%q", said)
 	}
 }

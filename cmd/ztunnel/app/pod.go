@@ -55,19 +55,17 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		pod: dataplane.Pod{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
 	}
 	name := slog.Any("wl", logs.Bare(pod.Namespace+"/"+pod.Name))
-	p.proxy = dataplane.Start(n.proxyConfig(), p.pod, dataplane.Sockets{
-		Outbound:    captured.Listener(capture.Outbound),
-		Plaintext:   captured.Listener(capture.Plaintext),
-		HBONE:       captured.Listener(capture.HBONE),
-		Dial:        captured.Dial,
-		Deliver:     captured.Deliver,
-		Transparent: n.cfg.keepsSource(),
-	}, dataplane.Shared{
+	sockets, err := p.sockets(logs.Span(logs.Target(n.logger, "dns"), "dns_proxy", name))
+	if err != nil {
+		cancel()
+		return nil, errors.Join(err, captured.Abandon(context.Background()))
+	}
+	p.proxy = dataplane.Start(n.proxyConfig(), p.pod, sockets, dataplane.Shared{
 		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookupHost,
 		Logger: logs.Span(logs.Target(n.logger, "proxy"), "proxy", name),
 	})
-	if n.cfg.DNSProxy {
-		err = p.serveDNS(logs.Span(logs.Target(n.logger, "dns"), "dns_proxy", name))
+	if p.dns != nil {
+		err = p.dns.Serve(captured.DNSPacketConns(), captured.DNSListeners())
 	}
 	p.tasks.Go(func() { p.prefetch(alive) })
 	if err == nil {
@@ -81,9 +79,36 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 	return p, nil
 }
 
-func (p *podProxy) serveDNS(log *slog.Logger) error {
+// sockets are the ways to the proxy and from it, with the DNS server that the
+// names of SOCKS clients need; nothing serves yet.
+func (p *podProxy) sockets(dnsLog *slog.Logger) (dataplane.Sockets, error) {
+	cfg, captured := p.node.cfg, p.capture
+	s := dataplane.Sockets{
+		Outbound:    captured.Listener(capture.Outbound),
+		Plaintext:   captured.Listener(capture.Plaintext),
+		HBONE:       captured.Listener(capture.HBONE),
+		Dial:        captured.Dial,
+		Deliver:     captured.Deliver,
+		Transparent: cfg.keepsSource(),
+	}
+	if cfg.SOCKS5 {
+		l, err := captured.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortSOCKS5))
+		if err != nil {
+			return dataplane.Sockets{}, fmt.Errorf("SOCKS5: %w", err)
+		}
+		s.SOCKS = ownListener{l}
+	}
+	if cfg.DNSProxy {
+		p.dns = p.newDNS(dnsLog)
+		s.Resolve = p.dns.Resolve
+	}
+	return s, nil
+}
+
+// newDNS is the pod's DNS server, which does not serve yet.
+func (p *podProxy) newDNS(log *slog.Logger) *dnsproxy.Server {
 	n := p.node
-	p.dns = dnsproxy.New(dnsproxy.Config{
+	return dnsproxy.New(dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
 		PreferredNamespace: n.cfg.PreferredNamespace,
 		IPv6:               n.cfg.IPv6,
@@ -101,7 +126,6 @@ func (p *podProxy) serveDNS(log *slog.Logger) error {
 		Logger:   log,
 		Access:   logs.Target(n.logger, "dns"),
 	})
-	return p.dns.Serve(p.capture.DNSPacketConns(), p.capture.DNSListeners())
 }
 
 // dialDNS reaches an upstream nameserver from the pod's namespace.
