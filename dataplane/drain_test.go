@@ -110,7 +110,13 @@ func TestADrainLetsConnectionsEnd(t *testing.T) {
 	if handshake := (*hbone.HandshakeError)(nil); !errors.Is(refused, hbone.ErrUnavailable) && !errors.As(refused, &handshake) {
 		t.Errorf("a new stream: %v", refused)
 	}
-	wantReset(t, client.connect("10.0.0.2:8080"))
+	eventually(t, "the client's tunnel takes no more either", func() bool {
+		c := client.connect("10.0.0.2:8080")
+		defer c.Close()
+		io.WriteString(c, "x")
+		_, err := c.Read(make([]byte, 1))
+		return isReset(err)
+	})
 
 	sayIn(t, stream, "still a")
 	say(t, plaintext, "still b")
