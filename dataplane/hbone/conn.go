@@ -186,7 +186,7 @@ func (c *conn) endLocked(err error) (told []func()) {
 		err = c.goAway
 	}
 	c.cause = err
-	lost := &ResetError{Code: InternalError, Cause: or(err, ErrClosed)}
+	lost := &ResetError{Code: InternalError, Cause: or(notEOF(err), ErrClosed)}
 	for id, s := range c.streams {
 		told = append(told, s.brokenLocked(lost)...)
 		c.removeLocked(id)
@@ -203,6 +203,15 @@ func (c *conn) endLocked(err error) (told []func()) {
 	_ = c.nc.SetWriteDeadline(time.Now().Add(goodbyeTimeout))
 	c.work.Signal()
 	return told
+}
+
+// notEOF keeps the end of a tunnel from passing for the end of its streams,
+// which readers know by io.EOF in whatever it is wrapped.
+func notEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // sayGoodbyeLocked tells the peer why, if it can still hear it.

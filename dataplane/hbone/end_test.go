@@ -5,6 +5,7 @@ package hbone
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"time"
 )
@@ -98,5 +99,25 @@ func TestATunnelThatIsNotWantedCarriesNothing(t *testing.T) {
 	case <-released:
 	case <-time.After(patience):
 		t.Error("the tunnel was not released")
+	}
+}
+
+func TestTheEndOfATunnelIsNotTheEndOfItsStreams(t *testing.T) {
+	heard := make(chan error, 1)
+	r := newRig(t, func(c *Connect) {
+		s, err := c.Accept(nil)
+		if err == nil {
+			_, err = s.WriteTo(io.Discard)
+		}
+		heard <- err
+	})
+	p := r.pool(nil)
+	s := r.open(p)
+	r.accepted()[0].c.raw.Close() // so that both read the end of the connection
+	if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("our stream's error is %v", err)
+	}
+	if err := <-heard; err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the peer's stream's error is %v", err)
 	}
 }
