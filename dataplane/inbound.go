@@ -299,8 +299,8 @@ type caller interface {
 func (p *Proxy) arrive(a arrival, from caller) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(from.waiting(), func() { cancel(errGone) })
-	defer stop()
+	answered := context.AfterFunc(from.waiting(), func() { cancel(p.whyGone()) })
+	defer answered()
 	rep := p.shared.Reporter.Open(a.report)
 	entry, err := p.live.Admit(live.Inbound{
 		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: a.local, Service: a.host,
@@ -311,31 +311,46 @@ func (p *Proxy) arrive(a arrival, from caller) {
 		return
 	}
 	defer entry.Done()
-	flag, err := p.deliver(ctx, a, from, rep)
-	rep.Close(flag, err)
+	client, application, err := p.deliver(ctx, a, from)
+	answered() // from now on copying finds out what becomes of either end, and why
+	if err != nil {
+		rep.Close(endOf(ctx, err))
+		return
+	}
+	rep.Close(p.relay(ctx, client, application, rep))
 }
 
-func (p *Proxy) deliver(ctx context.Context, a arrival, from caller, rep *report.Conn) (report.Flag, error) {
+// whyGone is why a caller ended before it was answered: because of us, or of
+// its own will.
+func (p *Proxy) whyGone() error {
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	return errGone
+}
+
+// deliver connects to the application and answers the caller. Of what it
+// returns relay closes both; on error nothing is left.
+func (p *Proxy) deliver(ctx context.Context, a arrival, from caller) (client, upstream relay.Conn, err error) {
 	application, err := p.sockets.Deliver(ctx, a.from(), a.dial)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx) // which is why it failed
 		}
 		from.refuse(err)
-		return endOf(ctx, &deliveryError{err})
+		return nil, nil, &deliveryError{err}
 	}
-	upstream := relay.TCP(application)
-	defer upstream.Close()
-	client, err := from.accept(ctx)
-	if err != nil {
+	upstream = relay.TCP(application)
+	if client, err = from.accept(ctx); err != nil {
 		upstream.Reset()
-		return endOf(ctx, err)
+		return nil, nil, err
 	}
 	if _, err := application.Write(a.preface()); err != nil {
 		client.Reset()
-		return endOf(ctx, err)
+		upstream.Reset()
+		return nil, nil, err
 	}
-	return p.relay(ctx, client, upstream, rep)
+	return client, upstream, nil
 }
 
 // abort closes a client's connection that got no upstream, by a reset: it must
