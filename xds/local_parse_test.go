@@ -165,6 +165,11 @@ func TestRefusesWithLineColumnAndFile(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
 		{"workloads:\n- namespace: n\n  bogus: 1\n", "workloads[0]: unknown field `bogus` at line 3 column 3 of test.yaml"},
 		{"bogus: 1", "unknown field `bogus` at line 1 column 1 of test.yaml"},
+		{"bogus: [a]", "unknown field `bogus` at line 1 column 1 of test.yaml"},
+		{"bogus:\n- a\n", "unknown field `bogus` at line 1 column 1 of test.yaml"},
+		{`{"bogus": [{}]}`, "unknown field `bogus` at line 1 column 2 of test.yaml"},
+		{"workloads: []\nbogus: [a]", "unknown field `bogus` at line 2 column 1 of test.yaml"},
+		{"workloads: []\nworkloads: [{}]", "duplicate field `workloads` at line 2 column 1 of test.yaml"},
 		{wl + "waypoint: {destination: a/b, x: 1}}]", "workloads[0].waypoint: unknown field `x`"},
 		{wl + "applicationTunnel: {protocol: NONE, x: 1}}]", "workloads[0].applicationTunnel: unknown field `x`"},
 		{svc + "x: 1}]", "services[0]: unknown field `x`"},

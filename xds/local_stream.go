@@ -90,6 +90,9 @@ func (p *sections) flow(s *scanner) {
 func (p *sections) each(s *scanner, list *value) func(*yaml.Node) bool {
 	index := 0
 	return func(n *yaml.Node) bool {
+		if p.root.r.err != nil { // nobody knows the section: there is no one to give elements to
+			return false
+		}
 		p.root.r.reset()
 		p.element(list.child(n, "", index))
 		index++
