@@ -51,10 +51,8 @@ func TestAMeshArrivesChangesAndGoes(t *testing.T) {
 	}
 	srv.World.Remove(AddressType, "ns/s.example")
 	until(t, "removal of the service", func() bool { return f.view.Service(serviceKey) == nil })
-	f.push(t, []fakeistiod.Resource{fakeistiod.Service(simpleService())})
-	if !slices.Equal(f.endpoints(), []string{"w2"}) {
-		t.Errorf("a service that came back has endpoints %v", f.endpoints())
-	}
+	srv.World.Put(fakeistiod.Service(simpleService()))
+	until(t, "the service that came back with its endpoint", func() bool { return slices.Equal(f.endpoints(), []string{"w2"}) })
 }
 
 func TestBadResourcesAreNamedAndGoodOnesApplied(t *testing.T) {
