@@ -40,7 +40,7 @@ test: ## every test that this user may run; as root also those that need namespa
 
 # A module of its own, with some 140 others in it: the first build takes minutes.
 test-istiod: ## the proxy under Istio's own control plane and node agent (root)
-	cd test/istiod && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -timeout 15m $(PACKAGES)
+	cd test/istiod && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 15m $(PACKAGES)
 
 demo: build ## two nodes and their pods in namespaces, traffic through both proxies, each claim checked (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/demo
