@@ -3,6 +3,7 @@
 package istiod
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"testing"
@@ -48,6 +49,18 @@ func (w *world) reachable(t *testing.T) {
 			if to.Addr().Is6() {
 				peer = w.a.IPv6
 			}
+			// Until istiod has told that b is in the mesh, connections to it
+			// are passed through.
+			eventually(t, func() error {
+				since := w.p1.Output.Mark()
+				if err := reached(w.a.Host, to, "b", peer); err != nil {
+					return err
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				_, err := w.p1.Output.Await(ctx, since, `direction="outbound"`, "dst.hbone_addr=")
+				return err
+			})
 			since1, since2 := w.p1.Output.Mark(), w.p2.Output.Mark()
 			reaches(t, w.a.Host, to, "b", peer)
 			w.tunnelled(t, w.p1, since1, w.a, w.b, `direction="outbound"`, "dst.hbone_addr=", ":15008")
