@@ -66,6 +66,8 @@ type node struct {
 
 	identities identities // of enrolled pods
 
+	self *dataplane.Proxy // of our own pod; nil: we do not know who we are
+
 	readiness, stats, admin *admin.Server
 
 	closers []closer // in order of construction
@@ -144,12 +146,16 @@ func (n *node) buildEnrollment() {
 	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
 }
 
-// closeEnrollment drains all pods at the same time. Nobody is told any more
-// that we are ready, and nobody who is being told holds the drain up.
+// closeEnrollment drains all pods at the same time, our own among them, so that
+// a stop takes one deadline. Nobody is told any more that we are ready, and
+// nobody who is being told holds the drain up.
 func (n *node) closeEnrollment() (err error) {
 	n.enrolled.Pending()
 	var telling sync.WaitGroup
 	telling.Go(func() { err = shutdown(n.readiness) })
+	if n.self != nil {
+		telling.Go(func() { n.self.Stop(n.cfg.Drain) })
+	}
 	n.inpod.Close()
 	telling.Wait()
 	return err

@@ -39,15 +39,14 @@ func (n *node) buildSelf(context.Context) error {
 	dial := func(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
 		return sockets.DialTCP(ctx, sock.Dial{Dst: dst})
 	}
-	proxy := dataplane.Start(n.proxyConfig(),
+	n.self = dataplane.Start(n.proxyConfig(),
 		dataplane.Pod{Name: who.Name, Namespace: who.Namespace, ServiceAccount: who.ServiceAccount},
 		dataplane.Sockets{HBONE: ownListener{l}, Dial: dial, Deliver: deliver},
 		dataplane.Shared{
 			Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: n.lookupHost,
 			Logger: logs.Span(n.logger, "proxy", slog.Any("wl", logs.Bare(who.Namespace+"/"+who.Name))),
 		})
-	n.onClose("self-proxy", func() error { proxy.Stop(n.cfg.Drain); return nil })
-	return nil
+	return nil // closeEnrollment ends it; nothing between here and there can fail
 }
 
 // An ownListener accepts what was dialled here: nothing was redirected.
