@@ -168,7 +168,7 @@ func (p *Pod) listenDNS() error {
 func (p *Pod) listenDNSOn(addr netip.Addr) error {
 	ebpf := p.tier == TierEBPF
 	l := sock.Listen{Addr: netip.AddrPortFrom(addr, dnsPort), Transparent: ebpf, V6Only: true,
-		RecvOrigDst: ebpf, Mark: p.node.cfg.Mark}
+		RecvOrigDst: ebpf, Mark: p.node.cfg.Mark, ReusePort: !ebpf && p.node.cfg.PortReuse}
 	udp, err := p.sockets().ListenUDP(l)
 	if errors.Is(err, unix.EADDRINUSE) && ebpf {
 		l.Addr = netip.AddrPortFrom(addr, 0)

@@ -4,10 +4,13 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 	"github.com/ztunnel-go/ztunnel/test/privileged"
@@ -109,5 +112,23 @@ func TestNothingIsTierCWithoutRules(t *testing.T) {
 	p := r.add(r.pod("a"))
 	if err := p.Enable(context.Background()); err == nil || !strings.Contains(err.Error(), "istio-cni's rules do not redirect") {
 		t.Errorf("Enable: %v", err)
+	}
+}
+
+func TestPortsOfATierCListenerAreSharedOnlyIfAsked(t *testing.T) {
+	for _, reuse := range []bool{true, false} {
+		t.Run(fmt.Sprint(reuse), func(t *testing.T) {
+			r := newRig(t, func(c *Config) { c.Mode, c.PortReuse = IstioCNI, reuse })
+			pod := r.pod("a")
+			r.add(pod)
+			// As the next process does, while this one drains.
+			second, err := r.node.Add(context.Background(), PodInfo{UID: "a", Name: "a", Namespace: "test"}, pod.NS())
+			if reuse != (err == nil) || err != nil && !errors.Is(err, unix.EADDRINUSE) {
+				t.Errorf("with %v: %v", reuse, err)
+			}
+			if err == nil {
+				must(t, second.Release())
+			}
+		})
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ztunnel-go/ztunnel/test/fakeagent"
+	"github.com/ztunnel-go/ztunnel/test/ignore"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 )
 
@@ -117,6 +118,9 @@ func (p *Proxy) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(p.mesh.binary, args...)
 	cmd.Stdout, cmd.Stderr = p.Output, p.Output
 	for _, name := range slices.Sorted(maps.Keys(p.env)) {
+		if ignore.Variable(name) {
+			continue
+		}
 		cmd.Env = append(cmd.Env, name+"="+p.env[name])
 	}
 	return cmd

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -88,10 +89,16 @@ func proxy(args []string, env Env, log *logs.Log, version BuildInfo) error {
 	if !fips140.Enabled() {
 		return errFIPSOff
 	}
+	cfg.limitThreads()
 	stop := newStopper(logger, os.Exit)
 	defer stop.close()
 	return run(stop.ctx, nodeParams{cfg: cfg, version: version, log: log, stop: stop})
 }
+
+// limitThreads has so many threads run Go code at the same time, and no more.
+// The reference has so many for its data plane; here what goes on beside that
+// is within the limit too, but for calls that block in the kernel.
+func (c *Config) limitThreads() { runtime.GOMAXPROCS(c.Threads) }
 
 // errFIPSOff refuses to offer peers what the mesh does not allow: without FIPS
 // mode crypto/tls has no way to leave out ChaCha20 (docs/decisions).

@@ -59,6 +59,19 @@ func TestAStartThatCannotBe(t *testing.T) {
 	}
 }
 
+func TestLogsAreAsAskedFor(t *testing.T) {
+	no := map[string]string{"IPV6_ENABLED": "no"} // so that nothing starts
+	if _, out, _ := command(t, no, "proxy"); !strings.Contains(out, "\tinfo\tztunnel\tversion: ") {
+		t.Errorf("usually: %q", out)
+	}
+	if _, out, _ := command(t, with(no, "RUST_LOG", "error"), "proxy"); out != "" {
+		t.Errorf("with errors only: %q", out)
+	}
+	if _, out, _ := command(t, with(no, "LOG_FORMAT", "json"), "proxy"); !strings.HasPrefix(out, "{") || !strings.Contains(out, `"message":"version: `) {
+		t.Errorf("as JSON: %q", out)
+	}
+}
+
 func TestWhatIsLeftOutIsToldOf(t *testing.T) {
 	if said := load(t, nil).ignored(); len(said) != 0 {
 		t.Errorf("usually: %q", said)

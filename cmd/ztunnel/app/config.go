@@ -77,7 +77,8 @@ type Config struct {
 	// CONNECTION_TERMINATION_DEADLINE, else a little less than
 	// TERMINATION_GRACE_PERIOD_SECONDS, default 5 s. Zero ends them at once.
 	Drain time.Duration
-	// Threads is the number of worker threads, at least 1.
+	// Threads is how many threads run at the same time, at least 1: Go's
+	// GOMAXPROCS. ZTUNNEL_WORKER_THREADS, else what the CPUs make of it.
 	Threads int
 	// InpodUDS is the node agent's socket. INPOD_UDS, default
 	// /var/run/ztunnel/ztunnel.sock.

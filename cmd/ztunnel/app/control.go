@@ -52,17 +52,19 @@ func (n *node) embeddedIssuer(log *slog.Logger) (certs.Issuer, error) {
 
 // istiodIssuer asks the control plane's authority, on behalf of each workload.
 func (n *node) istiodIssuer(log *slog.Logger) (certs.Issuer, error) {
-	c := n.cfg.Control
-	channel := n.channel(c.CAAddress, c.CARoot, c.CAHeaders)
-	channel.AltHostname = c.AltCAHostname
-	issuer, err := ca.OpenIstiod(ca.IstiodConfig{
-		Channel: channel, TTL: c.SecretTTL, Impersonate: !n.cfg.Dedicated, Logger: log,
-	})
+	issuer, err := ca.OpenIstiod(n.istiodConfig(log))
 	if err != nil {
 		return nil, err
 	}
 	n.onClose("certificate authority", issuer.Close)
 	return issuer, nil
+}
+
+func (n *node) istiodConfig(log *slog.Logger) ca.IstiodConfig {
+	c := n.cfg.Control
+	channel := n.channel(c.CAAddress, c.CARoot, c.CAHeaders)
+	channel.AltHostname = c.AltCAHostname
+	return ca.IstiodConfig{Channel: channel, TTL: c.SecretTTL, Impersonate: !n.cfg.Dedicated, Logger: log}
 }
 
 // buildRevocation reads the lists of revoked certificates, if there are to be
@@ -103,14 +105,19 @@ func (n *node) channel(address string, root RootCert, headers []Header) control.
 
 // followControlPlane keeps the store in step with istiod, if there is one.
 func (n *node) followControlPlane() {
-	c := n.cfg
-	if c.Control.XDSAddress == "" {
+	if n.cfg.Control.XDSAddress == "" {
 		return
 	}
+	n.feed = xds.Open(n.xdsConfig(), n.store, xds.Hooks{Certificates: n.certs, Metrics: xds.NewMetrics(n.registry.Registerer())}, n.logger)
+	n.onClose("control plane", n.feed.Close)
+}
+
+func (n *node) xdsConfig() xds.Config {
+	c := n.cfg
 	channel := n.channel(c.Control.XDSAddress, c.Control.XDSRoot, c.Control.XDSHeaders)
 	channel.AltHostname = c.Control.AltXDSHostname
 	channel.MaxMessage = maxXDSMessage
-	n.feed = xds.Open(xds.Config{
+	return xds.Config{
 		Control: channel,
 		Node: xds.Node{
 			InstanceIP: c.InstanceIP, PodName: c.PodName, PodNamespace: c.PodNamespace, NodeName: c.LocalNode,
@@ -118,8 +125,7 @@ func (n *node) followControlPlane() {
 		},
 		OnDemand:  c.Control.OnDemand,
 		LocalNode: c.LocalNode,
-	}, n.store, xds.Hooks{Certificates: n.certs, Metrics: xds.NewMetrics(n.registry.Registerer())}, n.logger)
-	n.onClose("control plane", n.feed.Close)
+	}
 }
 
 // awaitState waits for the first whole picture of the mesh: a pod that is

@@ -4,7 +4,6 @@ package app
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -24,7 +23,7 @@ type Env struct {
 }
 
 // NewEnv is an environment of a lookup, a list of NAME=value pairs, and a
-// number of CPUs. It is what the other two are made by.
+// number of CPUs. Tests make theirs of a map.
 func NewEnv(lookup func(string) (string, bool), environ func() []string, cpus int) Env {
 	names := func() []string {
 		var names []string
@@ -41,16 +40,6 @@ func NewEnv(lookup func(string) (string, bool), environ func() []string, cpus in
 // ProcessEnv is the environment of this process. The number of CPUs is the
 // one that the Go runtime found, which heeds affinity and cgroup limits.
 func ProcessEnv() Env { return NewEnv(os.LookupEnv, os.Environ, runtime.GOMAXPROCS(0)) }
-
-// MapEnv is an environment that holds vars and a number of CPUs, for tests.
-func MapEnv(vars map[string]string, cpus int) Env {
-	lookup := func(name string) (string, bool) {
-		v, ok := vars[name]
-		return v, ok
-	}
-	environ := func() []string { return slices.Collect(maps.Keys(vars)) }
-	return NewEnv(lookup, environ, cpus)
-}
 
 // LogFilter is RUST_LOG, or info (contract 14.1). Logging starts before
 // anything else is read, hence the way past [Load].

@@ -3,11 +3,28 @@
 package app
 
 import (
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ztunnel-go/ztunnel/test/ignore"
 )
+
+// MapEnv is an environment that holds vars and a number of CPUs, but for what
+// this run of the tests is to go without (package ignore).
+func MapEnv(vars map[string]string, cpus int) Env {
+	vars = maps.Clone(vars)
+	maps.DeleteFunc(vars, func(name, _ string) bool { return ignore.Variable(name) })
+	lookup := func(name string) (string, bool) {
+		v, ok := vars[name]
+		return v, ok
+	}
+	environ := func() []string { return slices.Collect(maps.Keys(vars)) }
+	return NewEnv(lookup, environ, cpus)
+}
 
 func TestDurations(t *testing.T) {
 	const day = 24 * time.Hour

@@ -107,8 +107,12 @@ func (p *podProxy) sockets(dnsLog *slog.Logger) (dataplane.Sockets, error) {
 
 // newDNS is the pod's DNS server, which does not serve yet.
 func (p *podProxy) newDNS(log *slog.Logger) *dnsproxy.Server {
+	return dnsproxy.New(p.dnsConfig(log))
+}
+
+func (p *podProxy) dnsConfig(log *slog.Logger) dnsproxy.Config {
 	n := p.node
-	return dnsproxy.New(dnsproxy.Config{
+	return dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
 		PreferredNamespace: n.cfg.PreferredNamespace,
 		IPv6:               n.cfg.IPv6,
@@ -125,7 +129,7 @@ func (p *podProxy) newDNS(log *slog.Logger) *dnsproxy.Server {
 		Metrics:  n.dnsMetrics,
 		Logger:   log,
 		Access:   logs.Target(n.logger, "dns"),
-	})
+	}
 }
 
 // dialDNS reaches an upstream nameserver from the pod's namespace.

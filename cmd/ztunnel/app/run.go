@@ -128,7 +128,13 @@ func (n *node) close() {
 
 // buildEnrollment prepares the conversation with the node agent; run holds it.
 func (n *node) buildEnrollment() {
-	n.inpod = inpod.New(inpod.Config{
+	n.inpod = inpod.New(n.enrollmentConfig())
+	n.onClose("enrolment", n.closeEnrollment)
+	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
+}
+
+func (n *node) enrollmentConfig() inpod.Config {
+	return inpod.Config{
 		Socket:  n.cfg.InpodUDS,
 		Start:   n.startPod,
 		Logger:  logs.Target(n.logger, "ztunnel::inpod::statemanager"),
@@ -141,9 +147,7 @@ func (n *node) buildEnrollment() {
 				n.enrolled.Pending()
 			}
 		},
-	})
-	n.onClose("enrolment", n.closeEnrollment)
-	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
+	}
 }
 
 // closeEnrollment drains all pods at the same time, our own among them, so that
