@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,13 +16,12 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
@@ -31,6 +31,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/certs/certstest"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
+	"github.com/ztunnel-go/ztunnel/internal/metrics"
 	"github.com/ztunnel-go/ztunnel/test/leak"
 )
 
@@ -44,8 +45,8 @@ type lan struct {
 	store *mesh.Store
 	ca    *certstest.Authority
 
-	balance  *balance.Table       // of all pods that are started from now on
-	balanced *prometheus.Registry // what is counted of it
+	balance  *balance.Table    // of all pods that are started from now on
+	balanced *metrics.Registry // what is counted of it
 
 	// connecting is held by who connects, and taken by servers before they
 	// serve: to connect to one that resets at once would fail at times.
@@ -69,8 +70,8 @@ func newLAN(t *testing.T) *lan {
 
 // balanceBy has the pods that are started from now on choose endpoints by cfg.
 func (n *lan) balanceBy(cfg balance.Config) {
-	n.balanced = prometheus.NewRegistry()
-	cfg.Metrics = balance.NewMetrics(n.balanced)
+	n.balanced = metrics.New("test")
+	cfg.Metrics = balance.NewMetrics(n.balanced.Registerer())
 	n.balance = balance.New(cfg)
 }
 
@@ -227,7 +228,7 @@ type pod struct {
 	lan      *lan
 	ip       netip.Addr
 	certs    *certs.Manager
-	registry *prometheus.Registry
+	registry *metrics.Registry
 	out      *output
 
 	outboundListener, plaintext, hbone, socksListener *acceptor
@@ -279,7 +280,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 	n.t.Helper()
 	t := n.t
 	p := &pod{
-		lan: n, ip: w.IPs[0], registry: prometheus.NewRegistry(), out: newOutput(t), apps: map[uint16]string{},
+		lan: n, ip: w.IPs[0], registry: metrics.New("test"), out: newOutput(t), apps: map[uint16]string{},
 		outboundListener: newAcceptor(t, w.IPs[0]),
 		plaintext:        newAcceptor(t, w.IPs[0]),
 		hbone:            newAcceptor(t, w.IPs[0]),
@@ -532,26 +533,29 @@ func (p *pod) count(metric string, labels ...string) float64 {
 // retries is how often a connection was tried once more.
 func (n *lan) retries() float64 { return n.sum(n.balanced, "ztunnel_connect_retries_total") }
 
-func (n *lan) sum(registry *prometheus.Registry, metric string, labels ...string) float64 {
+func (n *lan) sum(registry *metrics.Registry, metric string, labels ...string) float64 {
 	n.t.Helper()
-	families, err := registry.Gather()
-	if err != nil {
+	var scrape bytes.Buffer
+	if err := registry.Expose(&scrape); err != nil {
 		n.t.Fatal(err)
 	}
 	sum := 0.0
-	for _, f := range families {
-		if f.GetName() != metric {
+	for line := range strings.Lines(scrape.String()) {
+		line = strings.TrimSpace(line)
+		space := strings.LastIndexByte(line, ' ')
+		name, set, _ := strings.Cut(strings.TrimSuffix(line[:max(space, 0)], "}"), "{")
+		lacks := func(want string) bool {
+			label, value, _ := strings.Cut(want, "=")
+			return !strings.Contains(","+set+",", fmt.Sprintf(",%s=%q,", label, value))
+		}
+		if name != metric || slices.ContainsFunc(labels, lacks) {
 			continue
 		}
-		for _, m := range f.GetMetric() {
-			got := map[string]bool{}
-			for _, l := range m.GetLabel() {
-				got[l.GetName()+"="+l.GetValue()] = true
-			}
-			if !slices.ContainsFunc(labels, func(want string) bool { return !got[want] }) {
-				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
-			}
+		number, err := strconv.ParseFloat(line[space+1:], 64)
+		if err != nil {
+			n.t.Fatal(err)
 		}
+		sum += number
 	}
 	return sum
 }

@@ -65,6 +65,10 @@ func (b Baggage) String() string {
 	return s.String()
 }
 
+// maxBaggage is how much of a value counts, in bytes: no name in Kubernetes is
+// longer (a DNS name, RFC 1123), and a peer must not fill our labels.
+const maxBaggage = 253
+
 const (
 	keyCluster    = "k8s.cluster.name"
 	keyNamespace  = "k8s.namespace.name"
@@ -105,7 +109,7 @@ func ParseBaggage(headers []string) (b Baggage, ok bool) {
 		for member := range strings.SplitSeq(h, ",") {
 			key, value, _ := strings.Cut(member, "=")
 			value, _, _ = strings.Cut(value, "=") // what follows a second = is ignored
-			b.set(key, value)
+			b.set(key, value[:min(len(value), maxBaggage)])
 		}
 	}
 	return b, len(headers) > 0

@@ -130,8 +130,8 @@ func (r *Reporter) Open(p Params) *Conn {
 	if c.opened.IsZero() {
 		c.opened = time.Now()
 	}
-	c.series = r.metrics.series(labelsOf(&p, FlagNone))
-	c.series.open()
+	c.series = r.metrics.traffic.take(labelsOf(&p, FlagNone))
+	c.series.opened.Add(1)
 	if r.access.Enabled(context.Background(), slog.LevelDebug) {
 		r.access.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", c.attrs()...)
 	}
@@ -165,12 +165,7 @@ func (c *Conn) Close(flag Flag, err error) {
 	if c.closed.Swap(true) {
 		return
 	}
-	final := c.series
-	if flag != FlagNone {
-		final = c.reporter.metrics.series(labelsOf(&c.params, flag))
-		final.failed.Add(1)
-	}
-	final.closed.Add(1)
+	c.count(flag)
 
 	level := slog.LevelInfo
 	if err != nil {
@@ -194,6 +189,20 @@ func (c *Conn) Close(flag Flag, err error) {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
 	access.LogAttrs(context.Background(), level, "connection complete", attrs...)
+}
+
+// count counts the end of the connection.
+func (c *Conn) count(flag Flag) {
+	traffic := c.reporter.metrics.traffic
+	defer traffic.give(c.series)
+	if flag == FlagNone {
+		c.series.closed.Add(1)
+		return
+	}
+	final := traffic.take(labelsOf(&c.params, flag))
+	defer traffic.give(final)
+	final.closed.Add(1)
+	final.failed.Add(1)
 }
 
 // An Early is a connection that was refused before it was tracked.
@@ -225,5 +234,5 @@ func (r *Reporter) SocketClosed(side Side) { r.metrics.socket(side, -1) }
 // HostLookup counts that a connection of source needed the address of a
 // workload that has none, only a name (contract 3.8, 12.2).
 func (r *Reporter) HostLookup(source *mesh.Workload, hostname string) {
-	r.metrics.lookup(source, hostname)
+	r.metrics.lookups.add(source, hostname)
 }

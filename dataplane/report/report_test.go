@@ -39,7 +39,7 @@ func newBench(t *testing.T, filter string) *bench {
 	}
 	b.log = log
 	t.Cleanup(func() { log.Close() })
-	b.Reporter = New(NewMetrics(b.registry.Registerer()), logs.Span(log.Logger(), "proxy"))
+	b.Reporter = New(NewMetrics(b.registry), logs.Span(log.Logger(), "proxy"))
 	return b
 }
 

@@ -11,23 +11,28 @@
 package metrics
 
 import (
+	"bufio"
 	"errors"
 	"io"
-	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 )
 
 // A Registry collects the metrics of one node proxy.
-type Registry struct{ prom *prometheus.Registry }
+type Registry struct {
+	prom *prometheus.Registry
+
+	mu       sync.Mutex
+	streamed []Stream // guarded by mu
+}
 
 // New returns a registry that knows the process and istio_build, whose tag
 // is the Istio version that the control plane says we are (contract 12.2).
 func New(tag string) *Registry {
-	r := &Registry{prometheus.NewRegistry()}
+	r := &Registry{prom: prometheus.NewRegistry()}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "istio_build",
 		Help:        "Istio component build info",
@@ -45,11 +50,18 @@ func (r *Registry) Registerer() prometheus.Registerer { return r.prom }
 // contract and others by name, ending with # EOF (contract 12.1). A series
 // that could not be collected is left out and named in the error, which
 // otherwise is w's.
+//
+// It may take as long as w does: nobody who counts waits for it.
 func (r *Registry) Expose(w io.Writer) error {
-	families, err := r.prom.Gather()
-	inScrapeOrder(families)
-	return errors.Join(err, writeText(w, families))
+	gathered, err := r.prom.Gather()
+	t := text{bufio.NewWriterSize(w, exposeBuffer)}
+	t.families(gathered, r.streams())
+	t.WriteString("# EOF\n")
+	return errors.Join(err, t.Flush())
 }
+
+// exposeBuffer is how much of a scrape is in memory at a time.
+const exposeBuffer = 16 << 10
 
 // ContentType is the media type to serve the text under, given the values of
 // all Accept headers. The text itself never differs (contract 12.1).
@@ -65,31 +77,6 @@ func ContentType(accept []string) string {
 		}
 	}
 	return "text/plain; charset=utf-8"
-}
-
-// process reports the descriptors of this process, read anew at each scrape.
-type process struct{ open, limit *prometheus.Desc }
-
-func newProcess() process {
-	return process{
-		prometheus.NewDesc("process_open_fds", "Number of open file descriptors", nil, nil),
-		prometheus.NewDesc("process_max_fds", "Maximum number of open file descriptors", nil, nil),
-	}
-}
-
-// Describe implements [prometheus.Collector].
-func (p process) Describe(ch chan<- *prometheus.Desc) { ch <- p.open; ch <- p.limit }
-
-// Collect implements [prometheus.Collector].
-func (p process) Collect(ch chan<- prometheus.Metric) {
-	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
-		n := max(len(entries)-1, 0) // reading the directory needs a descriptor too
-		ch <- prometheus.MustNewConstMetric(p.open, prometheus.GaugeValue, float64(n))
-	}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
-		ch <- prometheus.MustNewConstMetric(p.limit, prometheus.GaugeValue, float64(limit.Cur))
-	}
 }
 
 // Pods counts the pods of the node that have a proxy, under the names that the

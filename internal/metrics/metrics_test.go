@@ -23,7 +23,7 @@ func expose(t *testing.T, r *Registry) string {
 	}
 	var kept strings.Builder
 	for line := range strings.Lines(b.String()) {
-		if !strings.Contains(line, "process_") {
+		if !strings.Contains(line, "process_") && !strings.Contains(line, "go_") {
 			kept.WriteString(line)
 		}
 	}
@@ -86,7 +86,10 @@ func TestProcessFamiliesComeFirst(t *testing.T) {
 	for i, want := range []string{
 		"# HELP process_open_fds ", "# TYPE process_open_fds gauge", "process_open_fds ",
 		"# HELP process_max_fds ", "# TYPE process_max_fds gauge", "process_max_fds ",
-		"# HELP istio_build ",
+		"# HELP process_start_time_seconds ", "# TYPE process_start_time_seconds gauge", "process_start_time_seconds ",
+		"# HELP process_cpu_seconds ", "# TYPE process_cpu_seconds counter", "process_cpu_seconds_total ",
+		"# HELP process_resident_memory_bytes ", "# TYPE process_resident_memory_bytes gauge", "process_resident_memory_bytes ",
+		"# HELP go_sched_gomaxprocs_threads ",
 	} {
 		if !strings.HasPrefix(lines[i], want) || strings.HasSuffix(lines[i], " 0") {
 			t.Errorf("line %d is %q, want %q…", i, lines[i], want)

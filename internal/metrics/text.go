@@ -4,8 +4,6 @@ package metrics
 
 import (
 	"bufio"
-	"cmp"
-	"io"
 	"math"
 	"slices"
 	"strconv"
@@ -14,103 +12,31 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// A known family is one of contract 12.2: what the Prometheus client cannot
-// be told about it.
-type known struct {
-	name   string
-	unit   string   // empty: no UNIT line
-	labels []string // their order, where the client would sort them
-}
+// What is written here is the dialect of contract 12.1: no decimals in whole
+// numbers, no _created series, HELP with a period. (The client's own encoder
+// writes 1.0 for 1.)
 
-// families are the known ones in scrape order, ours behind the reference's.
-func families() []known {
-	dns := []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"}
-	traffic := trafficLabels()
-	return []known{
-		{name: "process_open_fds"},
-		{name: "process_max_fds"},
-		{name: "istio_build"},
-		{name: "istio_xds_connection_terminations_total"},
-		{name: "istio_xds_message_total"},
-		{name: "istio_xds_message_bytes_total", unit: "bytes"},
-		{name: "istio_tcp_connections_opened_total", labels: traffic},
-		{name: "istio_tcp_connections_closed_total", labels: traffic},
-		{name: "istio_tcp_received_bytes_total", labels: traffic},
-		{name: "istio_tcp_sent_bytes_total", labels: traffic},
-		{name: "istio_on_demand_dns_total", labels: []string{
-			"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
-			"source_principal", "source_app", "source_version", "source_cluster", "hostname",
-		}},
-		{name: "istio_tcp_connections_failed_total", labels: traffic},
-		{name: "istio_tcp_sockets_open"},
-		{name: "istio_crl_policy_rejections_total"},
-		{name: "istio_crl_untracked_connections_total"},
-		{name: "istio_dns_requests_total", labels: dns},
-		{name: "istio_dns_upstream_requests_total", labels: dns},
-		{name: "istio_dns_upstream_failures_total", labels: dns},
-		{name: "istio_dns_upstream_request_duration_seconds", unit: "seconds", labels: dns},
-		{name: "workload_manager_active_proxy_count"},
-		{name: "workload_manager_pending_proxy_count"},
-		{name: "workload_manager_proxies_started_total"},
-		{name: "workload_manager_proxies_stopped_total"},
-		{name: "istio_active_proxy_count_total"},
-		{name: "istio_pending_proxy_count_total"},
-		{name: "istio_proxies_started_total"},
-		{name: "istio_proxies_stopped_total"},
+// families writes what was gathered and what is read meanwhile, in scrape
+// order.
+func (t text) families(gathered []*dto.MetricFamily, streams []Stream) {
+	type family struct {
+		name  string
+		write func()
 	}
-}
-
-// trafficLabels are those of contract 12.3, which is what their order is for:
-// they read from the client to the server.
-func trafficLabels() []string {
-	return []string{
-		"reporter",
-		"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
-		"source_principal", "source_app", "source_version", "source_cluster",
-		"destination_service", "destination_service_namespace", "destination_service_name",
-		"destination_workload", "destination_canonical_service", "destination_canonical_revision",
-		"destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
-		"destination_cluster",
-		"request_protocol", "response_flags", "connection_security_policy",
-		"source_region", "source_zone", "destination_region", "destination_zone",
-	}
-}
-
-// find gives what is known of a family and its place in the scrape. Families
-// that the contract does not know come last.
-func find(name string) (known, int) {
-	all := families()
-	for i, f := range all {
-		if f.name == name {
-			return f, i
-		}
-	}
-	return known{}, len(all)
-}
-
-// inScrapeOrder sorts families by their place in the scrape, then by name.
-func inScrapeOrder(list []*dto.MetricFamily) {
-	places := make(map[string]int, len(list))
-	for _, f := range list {
-		_, places[f.GetName()] = find(f.GetName())
-	}
-	slices.SortFunc(list, func(a, b *dto.MetricFamily) int {
-		return cmp.Or(places[a.GetName()]-places[b.GetName()], strings.Compare(a.GetName(), b.GetName()))
-	})
-}
-
-// writeText writes families as OpenMetrics text in the dialect of contract
-// 12.1: no decimals in whole numbers, no _created series, HELP with a period.
-// (The client's own encoder writes 1.0 for 1.)
-func writeText(w io.Writer, list []*dto.MetricFamily) error {
-	t := text{bufio.NewWriter(w)}
-	for _, f := range list {
+	all := make([]family, 0, len(gathered)+len(streams))
+	for _, f := range gathered {
 		if len(f.GetMetric()) > 0 {
-			t.family(f)
+			all = append(all, family{f.GetName(), func() { t.family(f) }})
 		}
 	}
-	t.WriteString("# EOF\n")
-	return t.Flush()
+	for _, s := range streams {
+		all = append(all, family{s.Name, func() { t.stream(s) }})
+	}
+	compare := scrapeOrder()
+	slices.SortFunc(all, func(a, b family) int { return compare(a.name, b.name) })
+	for _, f := range all {
+		f.write()
+	}
 }
 
 // text keeps the first error until Flush, as its writer does.
@@ -122,18 +48,9 @@ func (t text) family(f *dto.MetricFamily) {
 	if f.GetType() == dto.MetricType_COUNTER {
 		base = strings.TrimSuffix(name, "_total")
 	}
-	help := f.GetHelp()
-	if !strings.HasSuffix(help, ".") {
-		help += "."
-	}
-	k, _ := find(name)
-	t.WriteString("# HELP " + base + " " + escape(help) + "\n")
-	t.WriteString("# TYPE " + base + " " + typeName(f.GetType()) + "\n")
-	if k.unit != "" {
-		t.WriteString("# UNIT " + base + " " + k.unit + "\n")
-	}
-	places := make(map[string]int, len(k.labels))
-	for i, l := range k.labels {
+	k := t.header(name, base, f.GetHelp(), typeName(f.GetType()))
+	places := make(map[string]int, len(k.Labels))
+	for i, l := range k.Labels {
 		places[l] = i + 1
 	}
 	for _, m := range f.GetMetric() {
@@ -151,14 +68,29 @@ func (t text) family(f *dto.MetricFamily) {
 	}
 }
 
-func typeName(t dto.MetricType) string {
+// header writes the lines before a family's samples, and returns what the
+// catalogue has of it.
+func (t text) header(name, base, help string, kind Kind) Family {
+	if !strings.HasSuffix(help, ".") {
+		help += "."
+	}
+	t.WriteString("# HELP " + base + " " + escape(help) + "\n")
+	t.WriteString("# TYPE " + base + " " + string(kind) + "\n")
+	f := find(name)
+	if f.Unit != "" {
+		t.WriteString("# UNIT " + base + " " + f.Unit + "\n")
+	}
+	return f
+}
+
+func typeName(t dto.MetricType) Kind {
 	switch t {
 	case dto.MetricType_COUNTER:
-		return "counter"
+		return Counter
 	case dto.MetricType_GAUGE:
-		return "gauge"
+		return Gauge
 	case dto.MetricType_HISTOGRAM:
-		return "histogram"
+		return Histogram
 	default:
 		return "unknown"
 	}

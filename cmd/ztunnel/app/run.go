@@ -167,7 +167,7 @@ func (n *node) closeEnrollment() (err error) {
 
 func (n *node) buildMetrics(context.Context) error {
 	n.registry = metrics.New(n.version.IstioVersion)
-	n.reporter = report.New(report.NewMetrics(n.registry.Registerer()), n.logger)
+	n.reporter = report.New(report.NewMetrics(n.registry), n.logger)
 	if err := n.buildBalance(); err != nil {
 		return err
 	}
