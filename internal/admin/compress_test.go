@@ -8,7 +8,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/ztunnel-go/ztunnel/test/leak"
 )
 
 func TestBestCoding(t *testing.T) {
@@ -16,32 +22,47 @@ func TestBestCoding(t *testing.T) {
 		accept []string
 		want   string
 	}{
-		{nil, ""},
-		{[]string{""}, ""},
-		{[]string{"identity"}, ""},
-		{[]string{"br, zstd"}, ""},
+		{nil, "identity"},
+		{[]string{""}, "identity"},
+		{[]string{"identity"}, "identity"},
+		{[]string{"identity, gzip;q=0.5"}, "identity"},
+		{[]string{"compress, br, zstd"}, "zstd"},
+		{[]string{"gzip, deflate, br"}, "br"},
+		{[]string{"zstd;q=0.5, gzip"}, "gzip"},
+		{[]string{"*"}, "zstd"},
+		{[]string{"*, zstd;q=0"}, "br"},
+		{[]string{"*;q=0"}, "identity"},
 		{[]string{"gzip"}, "gzip"},
 		{[]string{"X-Gzip"}, "gzip"},
 		{[]string{"deflate, gzip"}, "gzip"},
 		{[]string{"deflate", "gzip;q=0.9"}, "deflate"},
 		{[]string{"gzip;q=0, deflate ; q=0.1"}, "deflate"},
-		{[]string{"gzip;q=0"}, ""},
-		{[]string{"gzip;q=x, gzip;q=2, gzip;q=-1, gzip;q=NaN"}, ""},
+		{[]string{"gzip;q=0"}, "identity"},
+		{[]string{"gzip;q=x, gzip;q=2, gzip;q=-1, gzip;q=NaN"}, "identity"},
 		{[]string{"gzip;"}, "gzip"},
 	} {
-		if got := bestCoding(tc.accept); got != tc.want {
+		if got := bestCoding(tc.accept).name; got != tc.want {
 			t.Errorf("%q: %q, want %q", tc.accept, got, tc.want)
 		}
 	}
 }
 
 func TestStatsAreCompressed(t *testing.T) {
-	const body = "# a body that is long enough to be worth it\n# EOF\n"
+	leak.Check(t) // no coding may keep goroutines
+	body := strings.Repeat("# a body that is long enough for several blocks\n", 20_000) + "# EOF\n"
 	h := Stats(exposition{body: body}, func([]string) string { return "t" }, quietLogger())
 	for coding, open := range map[string]func(io.Reader) (io.Reader, error){
 		"":        func(r io.Reader) (io.Reader, error) { return r, nil },
 		"gzip":    func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
 		"deflate": func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) },
+		"br":      func(r io.Reader) (io.Reader, error) { return brotli.NewReader(r), nil },
+		"zstd": func(r io.Reader) (io.Reader, error) {
+			d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
+			if err == nil {
+				t.Cleanup(d.Close)
+			}
+			return d, err
+		},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 		r.Header.Set("Accept-Encoding", coding)
@@ -56,7 +77,7 @@ func TestStatsAreCompressed(t *testing.T) {
 		}
 		got, err := io.ReadAll(plain)
 		if err != nil || string(got) != body {
-			t.Errorf("%q: %q, %v", coding, got, err)
+			t.Errorf("%q: %d bytes, %v", coding, len(got), err)
 		}
 	}
 }

@@ -18,8 +18,7 @@ type Exposition interface {
 
 // Stats serves the metrics (contract 12.1). contentType chooses the media type
 // by the values of the Accept headers. The body is compressed as the client
-// asks, if by gzip or deflate; br and zstd, which the reference has too, are
-// not in the standard library.
+// asks.
 func Stats(e Exposition, contentType func(accept []string) string, logger *slog.Logger) http.Handler {
 	scrape := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", contentType(r.Header.Values("Accept")))
