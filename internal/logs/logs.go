@@ -4,7 +4,8 @@
 // contract (14.2 plain, 14.3 JSON) and decides by target and level which are
 // written (13.5, 14.1).
 //
-// It is an [slog.Handler] behind a buffered writer that never drops a line.
+// It is an [slog.Handler] behind a bounded queue: who logs never waits for who
+// reads, and lines that find no room are counted and told of.
 // What is logged, and why, is the business of others: they get a
 // [*slog.Logger], and say with [Target] and [Span] whose lines theirs are.
 // It opens no file and reads no environment. It imports only the standard
@@ -17,6 +18,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // LevelTrace is one step below [slog.LevelDebug]; slog has no name for it.
@@ -64,10 +66,11 @@ func New(c Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log filter %q: %v", c.Filter, err)
 	}
-	l := &Log{out: newWriter(c.Output), render: appendPlain, start: start}
+	l := &Log{render: appendPlain, start: start}
 	if c.JSON {
 		l.render = appendJSON
 	}
+	l.out = newWriter(c.Output, l.lostLine)
 	l.filter.Store(f)
 	return l, nil
 }
@@ -108,7 +111,22 @@ func (l *Log) Reset() {
 	l.filter.Store(f)
 }
 
+// Lost is how many lines have not been written so far, because the output took
+// none or failed.
+func (l *Log) Lost() uint64 { return l.out.lost.Load() }
+
+// lostLine is what the log says of itself when it can speak again. No filter
+// holds it back: it is about lines that passed one.
+func (l *Log) lostLine(lost uint64) []byte {
+	return l.render(nil, &line{
+		time: time.Now(), level: levelName(slog.LevelWarn), target: prefix + "logs",
+		message: "log lines were lost: their reader did not keep up",
+		fields:  []field{{"lines", slog.Uint64Value(lost)}},
+	})
+}
+
 // Close writes what is buffered and stops buffering: lines logged afterwards
 // are written at once. It does not close the output. It returns the first
-// error that writing met.
+// error that writing met; an output that takes nothing for two seconds is not
+// waited for, and one goroutine stays behind in it.
 func (l *Log) Close() error { return l.out.Close() }

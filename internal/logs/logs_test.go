@@ -249,13 +249,25 @@ func (g *gate) Write(p []byte) (int, error) {
 	return g.buf.Write(p)
 }
 
-func TestAStuckOutputMakesCallersWaitAndDropsNothing(t *testing.T) {
-	leak.Check(t)
+// stuckLog is a log whose output takes nothing until its gate opens, with one
+// line in its hands.
+func stuckLog(t *testing.T) (*Log, *gate) {
+	t.Helper()
 	g := &gate{open: make(chan struct{})}
 	l, err := New(Config{Output: g})
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.Logger().Info("first")
+	for len(l.out.queue) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return l, g
+}
+
+func TestAStuckOutputHoldsNobodyUpAndWhatIsLostIsTold(t *testing.T) {
+	leak.Check(t)
+	l, g := stuckLog(t)
 	const workers, each = 4, queueLines / 2
 	var wg sync.WaitGroup
 	for range workers {
@@ -265,16 +277,74 @@ func TestAStuckOutputMakesCallersWaitAndDropsNothing(t *testing.T) {
 			}
 		})
 	}
-	for len(l.out.queue) < queueLines { // the queue fills up, and then they wait
-		time.Sleep(time.Millisecond)
+	wg.Wait() // while nothing is read
+	const want = workers*each - queueLines
+	if got := l.Lost(); got != want {
+		t.Errorf("%d lines are lost, want %d", got, want)
 	}
 	close(g.open)
-	wg.Wait()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(g.buf.String(), "\n"); got != workers*each {
-		t.Errorf("%d lines, want %d", got, workers*each)
+	text := g.buf.String()
+	if got := strings.Count(text, "\tm\t"); got != queueLines {
+		t.Errorf("%d lines came, want %d", got, queueLines)
+	}
+	notice := fmt.Sprintf("\twarn\tlogs\tlog lines were lost: their reader did not keep up\tlines=%d\n", want)
+	if strings.Count(text, notice) != 1 || strings.Count(text, "were lost") != 1 {
+		t.Errorf("what was lost is not told of once: %q", text[len(text)-200:])
+	}
+}
+
+func TestAStuckOutputIsBoundedInBytes(t *testing.T) {
+	leak.Check(t)
+	l, g := stuckLog(t)
+	long := strings.Repeat("x", 1<<20)
+	for range 20 {
+		l.Logger().Info(long)
+	}
+	if got := l.Lost(); got != 5 { // of 16 MiB, less the lines' beginnings
+		t.Errorf("%d lines are lost", got)
+	}
+	close(g.open)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.out.queued.Load(); got != 0 {
+		t.Errorf("%d bytes are still counted", got)
+	}
+}
+
+func TestAProcessEndsThoughNobodyReads(t *testing.T) {
+	l, g := stuckLog(t)
+	l.out.grace = 10 * time.Millisecond
+	l.Logger().Info("second")
+	if err := l.Close(); err == nil || err.Error() != "the log's output takes nothing: 1 lines are lost" {
+		t.Errorf("Close = %v", err)
+	}
+	l.Logger().Info("third") // returns
+	if got := l.Lost(); got != 2 {
+		t.Errorf("%d lines are lost", got)
+	}
+	close(g.open)
+	<-l.out.done
+}
+
+func TestAllThatWasLoggedIsWrittenAtTheEnd(t *testing.T) {
+	leak.Check(t)
+	var out bytes.Buffer
+	l, err := New(Config{Output: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		l.Logger().Info("m")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(out.String(), "\n"); got != 1000 {
+		t.Errorf("%d lines", got)
 	}
 }
 

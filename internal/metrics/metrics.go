@@ -169,3 +169,12 @@ func (r *Registry) EmbeddedCA() {
 		Help: "1 while certificates come from the embedded CA, which is not meant for production (unstable)",
 	}, func() float64 { return 1 }))
 }
+
+// LogLines registers the count of log lines that were lost, which read tells at
+// each scrape.
+func (r *Registry) LogLines(read func() uint64) {
+	r.prom.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "ztunnel_log_lines_lost_total",
+		Help: "Log lines that were not written because nobody read them, or writing failed (unstable)",
+	}, func() float64 { return float64(read()) }))
+}

@@ -90,7 +90,10 @@ func proxy(args []string, env Env, log *logs.Log, version BuildInfo) error {
 		return errFIPSOff
 	}
 	cfg.limitThreads()
-	stop := newStopper(logger, os.Exit)
+	stop := newStopper(logger, func(status int) {
+		_ = log.Close() // what is logged is written; the end does not wait for a reader who is gone
+		os.Exit(status)
+	})
 	defer stop.close()
 	return run(stop.ctx, nodeParams{cfg: cfg, version: version, log: log, stop: stop})
 }
