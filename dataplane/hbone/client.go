@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // maxInterim bounds the 1xx answers to one request.
@@ -42,13 +44,13 @@ type tunnelConfig struct {
 func connect(ctx context.Context, nc net.Conn, cfg *tls.Config, tc tunnelConfig) (*Tunnel, error) {
 	secured := nc
 	if cfg != nil {
-		t, err := handshake(ctx, tls.Client(nc, oneRecordFrames(cfg)), tc.set.withDefaults(true).HandshakeTimeout)
+		t, err := handshake(ctx, tls.Client(nc, oneRecordFrames(cfg)), tc.set.WithDefaults(true).HandshakeTimeout)
 		if err != nil {
 			return nil, err
 		}
 		secured = t
 	}
-	t := &Tunnel{c: newConn(nc, secured, true, tc.set), max: or(tc.max, clientStreams)}
+	t := &Tunnel{c: newConn(nc, secured, true, tc.set), max: wire.Or(tc.max, wire.ClientStreams)}
 	t.c.onEnd = tc.onEnd
 	t.running.Go(func() { _ = t.c.run() }) // ends when the tunnel does; onEnd hears why
 	return t, nil
@@ -71,7 +73,7 @@ func handshake(ctx context.Context, tc *tls.Conn, timeout time.Duration) (*tls.C
 			err = cause
 		}
 		_ = tc.Close() // the handshake's error is the one to tell
-		return nil, &TLSError{err}
+		return nil, &TLSError{Err: err}
 	}
 	return tc, nil
 }
@@ -121,7 +123,7 @@ func (t *Tunnel) open(ctx context.Context, r Request) (*Stream, Response, error)
 		s.ResetWith(Cancel)
 		var reset *ResetError
 		if errors.As(got.err, &reset) {
-			return nil, Response{}, &HandshakeError{got.err}
+			return nil, Response{}, &HandshakeError{Err: got.err}
 		}
 		return nil, Response{}, got.err
 	}
@@ -132,13 +134,13 @@ func (t *Tunnel) open(ctx context.Context, r Request) (*Stream, Response, error)
 func (t *Tunnel) startLocked(r Request) (*Stream, error) {
 	c := t.c
 	c.reserved--
-	if c.ended || c.nextID > c.refuse || c.nextID > maxStreamID {
-		err := or(c.cause, ErrUnavailable)
-		return nil, &HandshakeError{&ResetError{Code: RefusedStream, Cause: err, unprocessed: true}}
+	if c.ended || c.nextID > c.refuse || c.nextID > wire.MaxStreamID {
+		err := wire.Or(c.cause, ErrUnavailable)
+		return nil, &HandshakeError{Err: &ResetError{Code: RefusedStream, Cause: err, Unseen: true}}
 	}
 	s := c.newStreamLocked(c.nextID)
 	c.nextID += 2
-	c.writeHeadersLocked(s.id, r.fields(), false)
+	c.writeHeadersLocked(s.id, r.Fields(), false)
 	return s, nil
 }
 
@@ -153,7 +155,7 @@ func (t *Tunnel) reserve(n int) bool {
 func (t *Tunnel) reserveLocked(n int) bool {
 	c := t.c
 	used := len(c.streams) + c.reserved
-	if c.leaving || used+n > t.limitLocked() || int64(c.nextID)+2*int64(c.reserved+n-1) > maxStreamID {
+	if c.leaving || used+n > t.limitLocked() || int64(c.nextID)+2*int64(c.reserved+n-1) > wire.MaxStreamID {
 		return false
 	}
 	c.reserved += n
@@ -204,7 +206,7 @@ func (t *Tunnel) Wait() { t.running.Wait() }
 
 // End ends the tunnel with all its streams, whose error then is an
 // [*EndedError] with cause. It does not wait.
-func (t *Tunnel) End(cause error) { t.c.end(&EndedError{cause}) }
+func (t *Tunnel) End(cause error) { t.c.end(&EndedError{Cause: cause}) }
 
 // readHeaders takes HEADERS with all that continues it.
 func (c *conn) readHeaders(fh http2.FrameHeader) error {
@@ -231,7 +233,7 @@ func (c *conn) readHeaders(fh http2.FrameHeader) error {
 }
 
 // responseLocked takes the answer to a CONNECT of ours.
-func (c *conn) responseLocked(fh http2.FrameHeader, b *block, end bool) ([]func(), error) {
+func (c *conn) responseLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]func(), error) {
 	s := c.streams[fh.StreamID]
 	if s == nil {
 		return nil, c.idleLocked(fh)
@@ -239,12 +241,12 @@ func (c *conn) responseLocked(fh http2.FrameHeader, b *block, end bool) ([]func(
 	if s.responded {
 		return s.trailersLocked(end)
 	}
-	if b.oversized {
+	if b.Oversized {
 		return nil, &streamFault{s.id, ProtocolError, "response headers beyond MAX_HEADER_LIST_SIZE"}
 	}
-	status, why := 0, b.malformed
+	status, why := 0, b.Malformed
 	if why == "" {
-		status, why = b.response()
+		status, why = b.Response()
 	}
 	if why != "" {
 		return nil, &streamFault{s.id, ProtocolError, why}
@@ -257,12 +259,12 @@ func (c *conn) responseLocked(fh http2.FrameHeader, b *block, end bool) ([]func(
 	}
 	s.responded = true
 	if status != 200 {
-		told := s.brokenLocked(&StatusError{status})
+		told := s.brokenLocked(&StatusError{Code: status})
 		c.writeResetLocked(s.id, Cancel)
 		c.removeLocked(s.id)
 		return append(told, c.settleLocked()...), nil
 	}
-	s.answer = answer{response: Response{Status: status, Baggage: b.text("baggage")}, done: true}
+	s.answer = answer{response: Response{Status: status, Baggage: b.Text("baggage")}, done: true}
 	s.wakeLocked()
 	if end {
 		return s.endReadLocked(), nil

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 /* The life of a tunnel
@@ -46,8 +48,8 @@ type conn struct {
 	client bool
 	set    Settings
 
-	accept func(*Stream, *block) // server: a request arrived; called by the reader
-	onEnd  func(error)           // told the cause once, at the end of run; may be nil
+	accept func(*Stream, *wire.Block) // server: a request arrived; called by the reader
+	onEnd  func(error)                // told the cause once, at the end of run; may be nil
 
 	fr  *http2.Framer  // the reader's
 	dec *hpack.Decoder // the reader's
@@ -83,7 +85,7 @@ type conn struct {
 	recvWindow    int64  // what the peer may send now, over all streams
 	uncredited    int64  // delivered, and not yet given back to the peer
 	sendQueue     []*Stream
-	budget        budget
+	budget        wire.Budget
 	settingsTimer *time.Timer
 	ping          pinger
 	drainStep     drainStep
@@ -93,30 +95,38 @@ type conn struct {
 // newConn queues what each side says first. The tunnel lives once run is
 // called.
 func newConn(raw, nc net.Conn, client bool, set Settings) *conn {
-	set = set.withDefaults(client)
+	set = set.WithDefaults(client)
 	c := &conn{
 		raw: raw, nc: nc, client: client, set: set,
 		streams:    map[uint32]*Stream{},
-		refuse:     maxStreamID,
+		refuse:     wire.MaxStreamID,
 		nextID:     1,
-		peerWindow: initialWindow, peerMaxFrame: minFrameSize, peerStreams: math.MaxUint32,
-		sendWindow: initialWindow, recvWindow: int64(set.ConnWindow),
+		peerWindow: wire.InitialWindow, peerMaxFrame: wire.MinFrameSize, peerStreams: math.MaxUint32,
+		sendWindow: wire.InitialWindow, recvWindow: int64(set.ConnWindow),
 	}
 	c.work = sync.NewCond(&c.mu)
 	c.wf = http2.NewFramer(&c.control, nil)
 	c.resetFramer()
 	c.dec = hpack.NewDecoder(4096, nil)
-	c.dec.SetMaxStringLength(blockSlack * int(set.MaxHeaderList))
+	c.dec.SetMaxStringLength(wire.BlockSlack * int(set.MaxHeaderList))
 	if client {
 		c.control.WriteString(http2.ClientPreface)
 	}
 	// Writes to a bytes.Buffer do not fail, so errors of wf are those of
 	// arguments that this package never passes.
-	_ = c.wf.WriteSettings(set.wire(client)...)
-	if raise := set.ConnWindow - initialWindow; raise > 0 {
+	_ = c.wf.WriteSettings(http2Settings(set.Wire(client))...)
+	if raise := set.ConnWindow - wire.InitialWindow; raise > 0 {
 		_ = c.wf.WriteWindowUpdate(0, raise)
 	}
 	return c
+}
+
+func http2Settings(list []wire.Setting) []http2.Setting {
+	out := make([]http2.Setting, len(list))
+	for i, v := range list {
+		out[i] = http2.Setting{ID: http2.SettingID(v.ID), Val: v.Val}
+	}
+	return out
 }
 
 // resetFramer gives the reader a Framer without a buffer: a Framer keeps the
@@ -160,7 +170,7 @@ func (c *conn) settingsLate() {
 	c.mu.Unlock()
 	if late {
 		defer c.timers.Done()
-		c.end(complaint(SettingsTimeout, "no SETTINGS from the peer in %v", c.set.HandshakeTimeout))
+		c.end(wire.Complaint(SettingsTimeout, "no SETTINGS from the peer in %v", c.set.HandshakeTimeout))
 	}
 }
 
@@ -186,7 +196,7 @@ func (c *conn) endLocked(err error) (told []func()) {
 		err = c.goAway
 	}
 	c.cause = err
-	lost := &ResetError{Code: InternalError, Cause: or(notEOF(err), ErrClosed)}
+	lost := &ResetError{Code: InternalError, Cause: wire.Or(notEOF(err), ErrClosed)}
 	for id, s := range c.streams {
 		told = append(told, s.brokenLocked(lost)...)
 		c.removeLocked(id)

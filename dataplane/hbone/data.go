@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // readData takes a DATA frame. Its payload goes from the connection straight
@@ -13,7 +15,7 @@ import (
 // only while it fills it.
 func (c *conn) readData(fh http2.FrameHeader) error {
 	if fh.StreamID == 0 {
-		return complaint(ProtocolError, "DATA on stream 0")
+		return wire.Complaint(ProtocolError, "DATA on stream 0")
 	}
 	n, pad, err := c.readPadLength(fh)
 	if err != nil {
@@ -51,7 +53,7 @@ func (c *conn) readPadLength(fh http2.FrameHeader) (n, pad int, err error) {
 		return n, 0, nil
 	}
 	if n == 0 {
-		return 0, 0, complaint(FrameSize, "padded DATA without a pad length")
+		return 0, 0, wire.Complaint(FrameSize, "padded DATA without a pad length")
 	}
 	var length [1]byte
 	if _, err := io.ReadFull(c.nc, length[:]); err != nil {
@@ -59,7 +61,7 @@ func (c *conn) readPadLength(fh http2.FrameHeader) (n, pad int, err error) {
 	}
 	n, pad = n-1, int(length[0])
 	if pad > n {
-		return 0, 0, complaint(ProtocolError, "padding longer than its frame")
+		return 0, 0, wire.Complaint(ProtocolError, "padding longer than its frame")
 	}
 	return n - pad, pad, nil
 }
@@ -73,15 +75,15 @@ func (c *conn) admitData(fh http2.FrameHeader, n int) (*Stream, error, error) {
 		return nil, nil, ErrClosed
 	}
 	if n == 0 && !fh.Flags.Has(http2.FlagDataEndStream) {
-		if err := c.spendLocked(costNoise); err != nil {
+		if err := c.spendLocked(wire.CostNoise); err != nil {
 			return nil, nil, err
 		}
 	} else if n > 0 {
-		c.budget.earn(1)
+		c.budget.Earn(1)
 	}
 	size := int64(fh.Length)
 	if c.recvWindow -= size; c.recvWindow < 0 {
-		return nil, nil, complaint(FlowControl, "more data than the tunnel's window")
+		return nil, nil, wire.Complaint(FlowControl, "more data than the tunnel's window")
 	}
 	s := c.streams[fh.StreamID]
 	if s == nil {

@@ -16,12 +16,12 @@
 //	conn.go      the tunnel: its state, its begin and its end
 //	reader.go    frames that arrive      writer.go  batches that leave
 //	stream.go    one user connection     flow.go    windows and credit
-//	headers.go   header blocks           budget.go  what a peer may waste
+//	headers.go   header blocks           vocabulary.go  codes, errors, settings
 //	client.go pool.go                    server.go
 //
 // Lock order: Pool.mu before conn.mu. No lock is held while a function of the
 // caller runs.
 //
-// Imports internal/identity and internal/mtls, x/net/http2 for its Framer and
+// Imports dataplane/hbone/wire, internal/identity and internal/mtls, x/net/http2 for its Framer and
 // hpack, and nothing else; imported by dataplane.
 package hbone

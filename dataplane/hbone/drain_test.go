@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 func TestGracefulDrain(t *testing.T) {
@@ -26,7 +28,7 @@ func TestGracefulDrain(t *testing.T) {
 	want[*http2.MetaHeadersFrame](p)
 	s.Drain()
 	s.Drain()
-	if g := want[*http2.GoAwayFrame](p); g.LastStreamID != maxStreamID || g.ErrCode != http2.ErrCodeNo {
+	if g := want[*http2.GoAwayFrame](p); g.LastStreamID != wire.MaxStreamID || g.ErrCode != http2.ErrCodeNo {
 		t.Fatalf("got %v", g)
 	}
 	ping := want[*http2.PingFrame](p)
@@ -74,7 +76,7 @@ func TestThePeersGoAway(t *testing.T) {
 	want[*http2.MetaHeadersFrame](p)
 	p.ok(p.fr.WriteGoAway(1, http2.ErrCodeNo, nil))
 	var reset *ResetError
-	if o := <-second; !errors.As(o.err, &reset) || !reset.unprocessed {
+	if o := <-second; !errors.As(o.err, &reset) || !reset.Unseen {
 		t.Errorf("got %v", o.err)
 	}
 	if _, _, err := tunnel.Open(within(t), Request{}); !errors.Is(err, ErrUnavailable) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // A flood writes until the tunnel refuses it. Each must end in GOAWAY with
@@ -214,7 +216,7 @@ func TestBreachesThatEndTheirStreamOnly(t *testing.T) {
 		{"DATA after END_STREAM", StreamClosed, func(p *peer) { p.fr.WriteData(1, true, nil); p.fr.WriteData(1, false, []byte("x")) }},
 		{"more than the window", FlowControl, func(p *peer) { p.fr.WriteData(1, false, make([]byte, 3000)) }},
 		{"HEADERS in the middle", ProtocolError, func(p *peer) { p.headers(1, false, "x", "y") }},
-		{"window of the stream", FlowControl, func(p *peer) { p.fr.WriteWindowUpdate(1, maxWindow) }},
+		{"window of the stream", FlowControl, func(p *peer) { p.fr.WriteWindowUpdate(1, wire.MaxWindow) }},
 		{"window update of nothing", ProtocolError, func(p *peer) { p.fr.WriteWindowUpdate(1, 0) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

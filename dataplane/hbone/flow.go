@@ -2,7 +2,11 @@
 
 package hbone
 
-import "golang.org/x/net/http2"
+import (
+	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
+)
 
 // Flow control (RFC 9113, section 5.2). Credit follows delivery: what the
 // application has not taken is not given back to the peer, neither for its
@@ -45,8 +49,8 @@ func (c *conn) creditTunnelLocked(n int) {
 // windowUpdateLocked lets us send more.
 func (c *conn) windowUpdateLocked(f *http2.WindowUpdateFrame) error {
 	if f.StreamID == 0 {
-		if c.sendWindow += int64(f.Increment); c.sendWindow > maxWindow {
-			return complaint(FlowControl, "window of the tunnel beyond 2^31-1")
+		if c.sendWindow += int64(f.Increment); c.sendWindow > wire.MaxWindow {
+			return wire.Complaint(FlowControl, "window of the tunnel beyond 2^31-1")
 		}
 		c.work.Signal()
 		return nil
@@ -55,7 +59,7 @@ func (c *conn) windowUpdateLocked(f *http2.WindowUpdateFrame) error {
 	if s == nil {
 		return c.idleLocked(f.Header())
 	}
-	if s.sendWindow += int64(f.Increment); s.sendWindow > maxWindow {
+	if s.sendWindow += int64(f.Increment); s.sendWindow > wire.MaxWindow {
 		return &streamFault{s.id, FlowControl, "window of the stream beyond 2^31-1"}
 	}
 	c.queueLocked(s)
@@ -72,15 +76,15 @@ func (c *conn) settingsLocked(f *http2.SettingsFrame) error {
 		case http2.SettingInitialWindowSize:
 			return c.peerWindowLocked(v.Val)
 		case http2.SettingMaxFrameSize:
-			if v.Val < minFrameSize || v.Val > maxFrameSize {
-				return complaint(ProtocolError, "MAX_FRAME_SIZE %d", v.Val)
+			if v.Val < wire.MinFrameSize || v.Val > wire.MaxFrameSize {
+				return wire.Complaint(ProtocolError, "MAX_FRAME_SIZE %d", v.Val)
 			}
 			c.peerMaxFrame = int(v.Val)
 		case http2.SettingMaxConcurrentStreams:
 			c.peerStreams = v.Val
 		case http2.SettingEnablePush:
 			if v.Val > 1 || c.client && v.Val == 1 {
-				return complaint(ProtocolError, "ENABLE_PUSH %d", v.Val)
+				return wire.Complaint(ProtocolError, "ENABLE_PUSH %d", v.Val)
 			}
 		}
 		return nil // our encoder has no table, and we push nothing
@@ -99,14 +103,14 @@ func (c *conn) settingsLocked(f *http2.SettingsFrame) error {
 // peerWindowLocked changes what the peer gives each stream, also those that
 // are open (RFC 9113, section 6.9.2).
 func (c *conn) peerWindowLocked(size uint32) error {
-	if size > maxWindow {
-		return complaint(FlowControl, "INITIAL_WINDOW_SIZE %d", size)
+	if size > wire.MaxWindow {
+		return wire.Complaint(FlowControl, "INITIAL_WINDOW_SIZE %d", size)
 	}
 	delta := int64(size) - c.peerWindow
 	c.peerWindow = int64(size)
 	for _, s := range c.streams {
-		if s.sendWindow += delta; s.sendWindow > maxWindow {
-			return complaint(FlowControl, "INITIAL_WINDOW_SIZE %d overflows a window", size)
+		if s.sendWindow += delta; s.sendWindow > wire.MaxWindow {
+			return wire.Complaint(FlowControl, "INITIAL_WINDOW_SIZE %d overflows a window", size)
 		}
 		c.queueLocked(s)
 	}

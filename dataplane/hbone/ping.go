@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // A pinger is one side's independent keepalive (contract 4.4): a PING, its
@@ -81,7 +83,7 @@ func (c *conn) drain() {
 		return
 	}
 	c.drainStep, c.leaving = drainAsked, true
-	_ = c.wf.WriteGoAway(maxStreamID, http2.ErrCodeNo, nil)
+	_ = c.wf.WriteGoAway(wire.MaxStreamID, http2.ErrCodeNo, nil)
 	_ = c.wf.WritePing(false, drainPing)
 	c.work.Signal()
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
 
@@ -93,8 +94,8 @@ type attempt struct {
 
 // NewPool returns an empty pool.
 func NewPool(cfg PoolConfig) *Pool {
-	cfg.MaxStreams = or(cfg.MaxStreams, clientStreams)
-	cfg.IdleTimeout = or(cfg.IdleTimeout, 5*time.Minute)
+	cfg.MaxStreams = wire.Or(cfg.MaxStreams, wire.ClientStreams)
+	cfg.IdleTimeout = wire.Or(cfg.IdleTimeout, 5*time.Minute)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Pool{
 		cfg: cfg, ctx: ctx, cancel: cancel,
@@ -126,7 +127,7 @@ func (p *Pool) Open(ctx context.Context, key Key, r Request) (*Stream, Response,
 // (No byte of the user's was sent before the answer.)
 func retriable(err error, reused bool) bool {
 	var reset *ResetError
-	return errors.As(err, &reset) && (reset.unprocessed || reused && reset.Cause != nil)
+	return errors.As(err, &reset) && (reset.Unseen || reused && reset.Cause != nil)
 }
 
 // acquire returns a tunnel with a stream reserved on it, and whether it was
@@ -280,7 +281,7 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	}
 	nc, err := p.cfg.Dial(ctx, key)
 	if err != nil {
-		return nil, &DialError{err}
+		return nil, &DialError{Err: err}
 	}
 	born := make(chan *Tunnel, 1)
 	t, err := connect(ctx, nc, hs.Config, tunnelConfig{

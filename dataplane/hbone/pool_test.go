@@ -231,7 +231,7 @@ func TestAWaiterMayGiveUpAlone(t *testing.T) {
 }
 
 func TestTimeoutsReadAsTheContractSays(t *testing.T) {
-	err := error(&DialError{context.DeadlineExceeded})
+	err := error(&DialError{Err: context.DeadlineExceeded})
 	if got := err.Error(); got != "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: deadline has elapsed" {
 		t.Error(got)
 	}

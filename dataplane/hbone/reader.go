@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 const (
@@ -45,7 +47,7 @@ func (c *conn) readLoop() error {
 			return err
 		}
 		if first && (fh.Type != http2.FrameSettings || fh.Flags.Has(http2.FlagSettingsAck)) {
-			return complaint(ProtocolError, "first frame is %v, not SETTINGS", fh.Type)
+			return wire.Complaint(ProtocolError, "first frame is %v, not SETTINGS", fh.Type)
 		}
 		err = c.readFrame(fh)
 		var fault *streamFault
@@ -68,7 +70,7 @@ func (c *conn) readPreface() error {
 		return fmt.Errorf("read preface: %w", err)
 	}
 	if string(got[:]) != http2.ClientPreface {
-		return complaint(ProtocolError, "the peer does not speak HTTP/2")
+		return wire.Complaint(ProtocolError, "the peer does not speak HTTP/2")
 	}
 	return nil
 }
@@ -87,7 +89,7 @@ func (c *conn) frameError(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, http2.ErrFrameTooLarge):
-		return complaint(FrameSize, "frame beyond MAX_FRAME_SIZE")
+		return wire.Complaint(FrameSize, "frame beyond MAX_FRAME_SIZE")
 	case errors.As(err, &ce):
 		reason := "malformed frame"
 		if detail := c.fr.ErrorDetail(); detail != nil {
@@ -109,7 +111,7 @@ func (c *conn) readControl(fh http2.FrameHeader) (http2.Frame, error) {
 		var fault *streamFault
 		if errors.As(err, &fault) && fh.Type != http2.FrameWindowUpdate && fh.Type != http2.FramePriority {
 			// The block in it was not decoded, so the tables differ now.
-			return nil, complaint(fault.code, "malformed %v", fh.Type)
+			return nil, wire.Complaint(fault.code, "malformed %v", fh.Type)
 		}
 		return nil, err
 	}
@@ -124,17 +126,17 @@ func (c *conn) readFrame(fh http2.FrameHeader) error {
 	case http2.FrameHeaders:
 		return c.readHeaders(fh)
 	case http2.FramePushPromise:
-		return complaint(ProtocolError, "PUSH_PROMISE, which nobody enabled")
+		return wire.Complaint(ProtocolError, "PUSH_PROMISE, which nobody enabled")
 	case http2.FrameSettings, http2.FramePing, http2.FrameGoAway, http2.FrameWindowUpdate,
 		http2.FrameRSTStream, http2.FramePriority:
 	default: // RFC 9113, section 4.1: unknown types are ignored
-		if err := c.spend(costNoise); err != nil {
+		if err := c.spend(wire.CostNoise); err != nil {
 			return err
 		}
 		return c.discard(int(fh.Length))
 	}
 	if fh.Length > maxControl {
-		return complaint(FrameSize, "%v of %d bytes", fh.Type, fh.Length)
+		return wire.Complaint(FrameSize, "%v of %d bytes", fh.Type, fh.Length)
 	}
 	f, err := c.readControl(fh)
 	if err != nil {
@@ -177,7 +179,7 @@ func (c *conn) controlLocked(f http2.Frame) ([]func(), error) {
 func costOf(f http2.Frame) int {
 	switch f := f.(type) {
 	case *http2.SettingsFrame:
-		return costSettings
+		return wire.CostSettings
 	case *http2.WindowUpdateFrame:
 		if f.Increment >= minUpdate {
 			return 0 // bounded by what we sent, or it overflows the window
@@ -185,25 +187,25 @@ func costOf(f http2.Frame) int {
 	case *http2.RSTStreamFrame:
 		return 0 // resetLocked knows better
 	}
-	return costNoise
+	return wire.CostNoise
 }
 
 // resetLocked obeys RST_STREAM.
 func (c *conn) resetLocked(f *http2.RSTStreamFrame) ([]func(), error) {
 	s := c.streams[f.StreamID]
 	if s == nil {
-		if err := c.spendLocked(costNoise); err != nil {
+		if err := c.spendLocked(wire.CostNoise); err != nil {
 			return nil, err
 		}
 		return nil, c.idleLocked(f.Header())
 	}
-	if !c.client && !s.responded && time.Since(s.opened) < rapid {
-		if err := c.spendLocked(costReset); err != nil {
+	if !c.client && !s.responded && time.Since(s.opened) < wire.Rapid {
+		if err := c.spendLocked(wire.CostReset); err != nil {
 			return nil, err
 		}
 	}
 	code := Code(f.ErrCode)
-	told := s.brokenLocked(&ResetError{Code: code, Remote: true, unprocessed: code == RefusedStream})
+	told := s.brokenLocked(&ResetError{Code: code, Remote: true, Unseen: code == RefusedStream})
 	c.removeLocked(s.id)
 	return append(told, c.settleLocked()...), nil
 }
@@ -219,7 +221,7 @@ func (c *conn) goAwayLocked(f *http2.GoAwayFrame) []func() {
 	var told []func()
 	for id, s := range c.streams {
 		if id > f.LastStreamID {
-			told = append(told, s.brokenLocked(&ResetError{Code: RefusedStream, Cause: cause, unprocessed: true})...)
+			told = append(told, s.brokenLocked(&ResetError{Code: RefusedStream, Cause: cause, Unseen: true})...)
 			c.removeLocked(id)
 		}
 	}
@@ -236,7 +238,7 @@ func (c *conn) idleLocked(fh http2.FrameHeader) error {
 	if ours && fh.StreamID < c.nextID && c.client || !ours && fh.StreamID <= c.lastPeer {
 		return nil
 	}
-	return complaint(ProtocolError, "%v for stream %d, which is idle", fh.Type, fh.StreamID)
+	return wire.Complaint(ProtocolError, "%v for stream %d, which is idle", fh.Type, fh.StreamID)
 }
 
 // fault resets one stream for what its peer did wrong.
@@ -249,9 +251,9 @@ func (c *conn) fault(e *streamFault) error {
 	}
 	c.writeResetLocked(e.id, e.code)
 	err := c.provokedLocked()
-	cost := costReset
+	cost := wire.CostReset
 	if e.code == RefusedStream {
-		cost = costNoise // the peer may have crossed our GOAWAY or SETTINGS
+		cost = wire.CostNoise // the peer may have crossed our GOAWAY or SETTINGS
 	}
 	if spent := c.spendLocked(cost); err == nil {
 		err = spent
@@ -271,8 +273,8 @@ func (c *conn) spend(cost int) error {
 }
 
 func (c *conn) spendLocked(cost int) error {
-	if !c.budget.spend(cost, time.Now()) {
-		return complaint(EnhanceYourCalm, "too many frames that move nothing")
+	if !c.budget.Spend(cost, time.Now()) {
+		return wire.Complaint(EnhanceYourCalm, "too many frames that move nothing")
 	}
 	return nil
 }

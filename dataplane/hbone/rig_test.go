@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/certs/certstest"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
@@ -162,7 +163,7 @@ type peer struct {
 func newPeer(t testing.TB, nc net.Conn) *peer {
 	p := &peer{t: t, nc: nc, fr: http2.NewFramer(nc, nc)}
 	p.fr.AllowIllegalWrites = true
-	p.fr.SetMaxReadFrameSize(minFrameSize) // what a peer takes that says nothing
+	p.fr.SetMaxReadFrameSize(wire.MinFrameSize) // what a peer takes that says nothing
 	p.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	p.enc = hpack.NewEncoder(&p.buf)
 	nc.SetDeadline(time.Now().Add(patience))

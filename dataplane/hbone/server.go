@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
 )
@@ -45,7 +46,7 @@ func Accept(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConf
 	s := &ServerConn{cfg: cfg, peer: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
 	secured := nc
 	if tlsCfg != nil {
-		t, err := handshake(ctx, tls.Server(nc, oneRecordFrames(tlsCfg)), cfg.Settings.withDefaults(false).HandshakeTimeout)
+		t, err := handshake(ctx, tls.Server(nc, oneRecordFrames(tlsCfg)), cfg.Settings.WithDefaults(false).HandshakeTimeout)
 		if err != nil {
 			return nil, err
 		}
@@ -110,7 +111,7 @@ func (s *ServerConn) Close() error {
 // End ends the tunnel with all its streams, whose error then is an
 // [*EndedError] with cause; the peer is told GOAWAY. Serve returns when it is
 // done.
-func (s *ServerConn) End(cause error) { s.c.end(&EndedError{cause}) }
+func (s *ServerConn) End(cause error) { s.c.end(&EndedError{Cause: cause}) }
 
 // A Connect is a request of a peer, to be answered by Accept or Reject.
 type Connect struct {
@@ -123,7 +124,7 @@ type Connect struct {
 
 	ctx     context.Context
 	stream  *Stream
-	headers *block
+	headers *wire.Block
 }
 
 // Context ends when the stream or its tunnel does while the request is
@@ -134,9 +135,9 @@ func (r *Connect) Context() context.Context { return r.ctx }
 // Header returns the values of a header by its lower-case name, in order.
 func (r *Connect) Header(name string) []string {
 	var values []string
-	for _, f := range r.headers.fields {
-		if f.name == name {
-			values = append(values, f.value)
+	for _, f := range r.headers.Fields {
+		if f.Name == name {
+			values = append(values, f.Value)
 		}
 	}
 	return values
@@ -159,7 +160,7 @@ func (r *Connect) Accept(baggage *string) (*Stream, error) {
 	}
 	s.responded = true
 	s.cancel = nil
-	c.writeHeadersLocked(s.id, responseFields(200, baggage), false)
+	c.writeHeadersLocked(s.id, wire.ResponseFields(200, baggage), false)
 	return s, nil
 }
 
@@ -188,7 +189,7 @@ func (r *Connect) Reject(status int) error {
 // rejectLocked answers and forgets s.
 func (c *conn) rejectLocked(s *Stream, status int) {
 	s.responded, s.endSent = true, true
-	c.writeHeadersLocked(s.id, responseFields(status, nil), true)
+	c.writeHeadersLocked(s.id, wire.ResponseFields(status, nil), true)
 	if !s.recvEnded {
 		c.writeResetLocked(s.id, NoError)
 	}
@@ -204,18 +205,18 @@ func (c *conn) rejectLocked(s *Stream, status int) {
 const statusTooLarge = 431
 
 // requestLocked takes a new stream of the peer.
-func (c *conn) requestLocked(fh http2.FrameHeader, b *block, end bool) ([]func(), error) {
+func (c *conn) requestLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]func(), error) {
 	if s := c.streams[fh.StreamID]; s != nil {
 		return s.trailersLocked(end)
 	}
 	if fh.StreamID%2 == 0 {
-		return nil, complaint(ProtocolError, "HEADERS for stream %d, which is ours to open", fh.StreamID)
+		return nil, wire.Complaint(ProtocolError, "HEADERS for stream %d, which is ours to open", fh.StreamID)
 	}
 	if fh.StreamID <= c.lastPeer {
 		if end {
 			return nil, nil // trailers that crossed our reset
 		}
-		return nil, complaint(ProtocolError, "HEADERS for stream %d, which is closed", fh.StreamID)
+		return nil, wire.Complaint(ProtocolError, "HEADERS for stream %d, which is closed", fh.StreamID)
 	}
 	c.lastPeer = fh.StreamID
 	if fault := c.admitRequestLocked(fh.StreamID, b); fault != nil {
@@ -223,9 +224,9 @@ func (c *conn) requestLocked(fh http2.FrameHeader, b *block, end bool) ([]func()
 	}
 	s := c.newStreamLocked(fh.StreamID)
 	s.recvEnded = end
-	if b.oversized {
+	if b.Oversized {
 		c.rejectLocked(s, statusTooLarge)
-		return c.settleLocked(), c.spendLocked(costReset)
+		return c.settleLocked(), c.spendLocked(wire.CostReset)
 	}
 	c.accept(s, b)
 	return nil, nil
@@ -234,29 +235,29 @@ func (c *conn) requestLocked(fh http2.FrameHeader, b *block, end bool) ([]func()
 // admitRequestLocked says why a request gets no stream. A handler outlives a
 // stream that its peer resets, so what runs is counted too (rapid reset,
 // CVE-2023-44487), with room for handlers that are about to return.
-func (c *conn) admitRequestLocked(id uint32, b *block) error {
+func (c *conn) admitRequestLocked(id uint32, b *wire.Block) error {
 	switch {
 	case id > c.refuse:
 		return &streamFault{id, RefusedStream, "opened after GOAWAY"}
 	case len(c.streams) >= int(c.set.MaxStreams), c.serving >= 2*int(c.set.MaxStreams):
 		return &streamFault{id, RefusedStream, "beyond MAX_CONCURRENT_STREAMS"}
-	case b.malformed != "":
-		return &streamFault{id, ProtocolError, b.malformed}
-	case b.oversized:
+	case b.Malformed != "":
+		return &streamFault{id, ProtocolError, b.Malformed}
+	case b.Oversized:
 		return nil
 	}
-	if why := b.request(); why != "" {
+	if why := b.Request(); why != "" {
 		return &streamFault{id, ProtocolError, why}
 	}
 	return nil
 }
 
 // serve starts the handler of a request; called by the reader with the lock.
-func (s *ServerConn) serve(stream *Stream, b *block) {
+func (s *ServerConn) serve(stream *Stream, b *wire.Block) {
 	ctx, cancel := context.WithCancel(context.Background())
 	stream.cancel = cancel
 	r := &Connect{
-		Method: b.text(":method"), Authority: b.text(":authority"),
+		Method: b.Text(":method"), Authority: b.Text(":authority"),
 		Peer: s.peer, Local: s.local, Identity: s.id, TLS: s.state,
 		ctx: ctx, stream: stream, headers: b,
 	}

@@ -4,40 +4,8 @@ package hbone
 
 import (
 	"math/rand/v2"
-	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/net/http2/hpack"
 )
-
-func TestABudget(t *testing.T) {
-	start := time.Unix(1000, 0)
-	var b budget
-	for i := range budgetBurst {
-		if !b.spend(1, start) {
-			t.Fatalf("spent after %d", i)
-		}
-	}
-	if b.spend(1, start) {
-		t.Error("no bound")
-	}
-	b = budget{last: start}
-	if !b.spend(1, start.Add(time.Second)) || b.left != budgetRefill-1 {
-		t.Errorf("left %d after a second", b.left)
-	}
-	if b.spend(costNoise, start.Add(-time.Hour)); b.left > budgetBurst {
-		t.Error("time went back, and units came")
-	}
-	if b.spend(0, start.Add(1000*time.Hour)); b.left != budgetBurst {
-		t.Errorf("saved %d", b.left)
-	}
-	b = budget{left: 0, last: start}
-	b.earn(3)
-	if b.left != 3*budgetData {
-		t.Errorf("earned %d", b.left)
-	}
-}
 
 // A queue against a plain slice, on random input.
 func TestAQueueIsASlice(t *testing.T) {
@@ -81,27 +49,6 @@ func TestAQueueIsASlice(t *testing.T) {
 				t.Fatalf("dropped %d of %d", n, len(plain))
 			}
 			plain = nil
-		}
-	}
-}
-
-func TestBlocksDecode(t *testing.T) {
-	dec := hpack.NewDecoder(4096, nil)
-	for _, list := range [][]field{
-		Request{Authority: "10.0.0.1:80"}.fields(),
-		Request{Authority: "a:1", Baggage: strings.Repeat("k8s.pod.name=x,", 300), Forwarded: "\x00\xff"}.fields(),
-		responseFields(200, nil),
-		responseFields(503, nil),
-		{{"x", strings.Repeat("~", 126)}, {"y", strings.Repeat("~", 127)}, {"z", strings.Repeat("~", 128)}, {"w", strings.Repeat("~", 40000)}},
-	} {
-		got, err := dec.DecodeFull(appendBlock(nil, list))
-		if err != nil || len(got) != len(list) {
-			t.Fatalf("%v: %v", list, err)
-		}
-		for i, f := range got {
-			if f.Name != list[i].name || f.Value != list[i].value {
-				t.Errorf("got %v, want %v", f, list[i])
-			}
 		}
 	}
 }

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // What each side says first, byte for byte (contract 4.4).
@@ -324,11 +326,11 @@ func TestStreamIDsRunOut(t *testing.T) {
 	p, tunnel := rawClient(t, Settings{})
 	p.settings()
 	tunnel.c.mu.Lock()
-	tunnel.c.nextID = maxStreamID
+	tunnel.c.nextID = wire.MaxStreamID
 	tunnel.c.mu.Unlock()
 	done := goOpen(t, tunnel, Request{Authority: "a:1"})
 	want[*http2.MetaHeadersFrame](p)
-	p.headers(maxStreamID, false, ":status", "200")
+	p.headers(wire.MaxStreamID, false, ":status", "200")
 	o := <-done
 	if o.err != nil {
 		t.Fatal(o.err)

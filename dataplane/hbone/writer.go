@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 const (
@@ -114,7 +116,7 @@ func (c *conn) takeLocked(s *Stream, batch []byte) []byte {
 	s.pending = s.pending[n:]
 	s.sendWindow -= int64(n)
 	c.sendWindow -= int64(n)
-	c.budget.earn(1)
+	c.budget.Earn(1)
 	if len(s.pending) == 0 {
 		s.writable.Broadcast()
 		return batch
@@ -140,8 +142,8 @@ func (c *conn) queueLocked(s *Stream) {
 
 // writeHeadersLocked queues a header block, in as many frames as the peer's
 // frame size asks for.
-func (c *conn) writeHeadersLocked(id uint32, list []field, endStream bool) {
-	rest := appendBlock(nil, list)
+func (c *conn) writeHeadersLocked(id uint32, list []wire.Field, endStream bool) {
+	rest := wire.AppendBlock(nil, list)
 	first := rest[:min(len(rest), c.peerMaxFrame)]
 	rest = rest[len(first):]
 	_ = c.wf.WriteHeaders(http2.HeadersFrameParam{
@@ -168,7 +170,7 @@ func (c *conn) writeResetLocked(id uint32, code Code) {
 func (c *conn) provokedLocked() error {
 	c.work.Signal()
 	if c.provoked++; c.provoked > maxProvoked {
-		return complaint(EnhanceYourCalm, "more than %d answers wait to be read", maxProvoked)
+		return wire.Complaint(EnhanceYourCalm, "more than %d answers wait to be read", maxProvoked)
 	}
 	return nil
 }

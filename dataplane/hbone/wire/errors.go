@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hbone
+package wire
 
 import (
 	"errors"
@@ -37,11 +37,11 @@ const (
 // String is the name the RFC gives to c.
 func (c Code) String() string { return http2.ErrCode(c).String() }
 
-// ErrDraining is what [Pool.Open] returns once the pool drains or is closed
+// ErrDraining is what a pool returns once the pool drains or is closed
 // (contract 14.6).
 var ErrDraining = errors.New("pool draining")
 
-// ErrUnavailable is what [Tunnel.Open] returns when the tunnel takes no more
+// ErrUnavailable is what a tunnel returns when the tunnel takes no more
 // streams: it is going away, full, or out of stream ids.
 var ErrUnavailable = errors.New("tunnel takes no more streams")
 
@@ -96,9 +96,9 @@ type ResetError struct {
 	Remote bool  // the peer sent RST_STREAM; else we did, or the tunnel was lost
 	Cause  error // why the tunnel was lost; nil if only this stream ended
 
-	// unprocessed says that the peer has certainly not acted on the stream,
+	// Unseen says that the peer has certainly not acted on the stream,
 	// so that opening it again elsewhere is safe (RFC 9113, section 8.7).
-	unprocessed bool
+	Unseen bool
 }
 
 func (e *ResetError) Error() string {
@@ -114,7 +114,7 @@ func (e *ResetError) Error() string {
 func (e *ResetError) Unwrap() error { return e.Cause }
 
 // Unprocessed reports whether the peer has certainly not acted on the stream.
-func (e *ResetError) Unprocessed() bool { return e.unprocessed }
+func (e *ResetError) Unprocessed() bool { return e.Unseen }
 
 // Quiet reports whether contract 4.8 lets such an end pass for success in
 // logs and metrics: the peer or the tunnel went away without complaint.
@@ -167,7 +167,8 @@ var ErrPingTimeout = errors.New("HBONE ping timeout")
 // this side.
 var ErrClosed = errors.New("tunnel closed")
 
-// complaint is a breach of the protocol that ends the tunnel.
-func complaint(code Code, format string, args ...any) error {
+// Complaint is a breach of the protocol that ends the tunnel: a [*GoAwayError]
+// of ours.
+func Complaint(code Code, format string, args ...any) error {
 	return &GoAwayError{Code: code, Reason: fmt.Sprintf(format, args...)}
 }
