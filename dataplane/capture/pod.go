@@ -37,7 +37,7 @@ const checkInterval = 15 * time.Second
 type Pod struct {
 	node     *Node
 	info     PodInfo
-	ns       *netns.NS // the pod's duplicate
+	ns       *netns.NS // the pod's duplicate; nil in TierPlain, which is in our own
 	cookie   uint64    // tier A
 	tier     Tier
 	canaries *canaries
@@ -193,6 +193,9 @@ func (p *Pod) DNSListeners() []net.Listener { return p.dnsListeners }
 // server must be running. On error the pod is not ready and not captured,
 // unless an earlier process had captured it, in which case it stays so.
 func (p *Pod) Enable(ctx context.Context) error {
+	if p.tier == TierPlain {
+		return nil
+	}
 	err := p.enable(ctx)
 	if err != nil {
 		p.setHealth(err)
@@ -361,7 +364,9 @@ func (p *Pod) Release() error {
 		p.router.close()
 		p.router = nil
 		p.mu.Unlock()
-		errs = append(errs, p.ns.Close())
+		if p.ns != nil {
+			errs = append(errs, p.ns.Close())
+		}
 		p.err = errors.Join(errs...)
 	})
 	return p.err

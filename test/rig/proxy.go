@@ -40,6 +40,8 @@ type Proxy struct {
 
 	mesh *Mesh
 	node *netlab.Node
+	host *netlab.Host // where the process runs: the node or, of a dedicated one, its pod
+	wrap []string     // see Dedicated
 	env  map[string]string
 
 	mu      sync.Mutex
@@ -48,7 +50,7 @@ type Proxy struct {
 
 // Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
 func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
-	p := &Proxy{mesh: m, node: node, Output: newOutput()}
+	p := &Proxy{mesh: m, node: node, host: node.Host, Output: newOutput()}
 	p.env = map[string]string{
 		"NODE_NAME": node.Name(), "CAPTURE": "ebpf", "CGROUP_ROOT": m.lab.CgroupRoot(),
 		"BPF_PIN_DIR": filepath.Join(m.lab.PinDir(), node.Name()), "HOST_NETNS": node.Path(),
@@ -63,10 +65,14 @@ func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
 		}
 		p.Agent = agent
 	}
-	m.mu.Lock()
-	m.proxies = append(m.proxies, p)
-	m.mu.Unlock()
+	m.add(p)
 	return p, p.Restart()
+}
+
+func (m *Mesh) add(p *Proxy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.proxies = append(m.proxies, p)
 }
 
 // Socket is where the agent listens.
@@ -93,7 +99,7 @@ func (p *Proxy) Restart() error {
 		return fmt.Errorf("the proxy of %s is running", p.node.Name())
 	}
 	cmd := p.command("proxy", "ztunnel")
-	if err := p.node.Start(cmd); err != nil {
+	if err := p.host.Start(cmd); err != nil {
 		return fmt.Errorf("start the proxy of %s: %w", p.node.Name(), err)
 	}
 	life := &process{cmd: cmd, done: make(chan struct{})}
@@ -115,7 +121,8 @@ func (l *process) ended() bool {
 }
 
 func (p *Proxy) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(p.mesh.binary, args...)
+	argv := slices.Concat(p.wrap, []string{p.mesh.binary}, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = p.Output, p.Output
 	for _, name := range slices.Sorted(maps.Keys(p.env)) {
 		if ignore.Variable(name) {
@@ -183,7 +190,9 @@ func (p *Proxy) close() error {
 	if p.last() != nil {
 		errs = append(errs, p.Kill())
 	}
-	errs = append(errs, p.Cleanup())
+	if p.host == p.node.Host { // in a pod there is nothing to clean up
+		errs = append(errs, p.Cleanup())
+	}
 	if p.Agent != nil {
 		errs = append(errs, p.Agent.Close())
 	}
@@ -201,7 +210,7 @@ func (p *Proxy) Enrol(pod *netlab.Pod, namespace string) error {
 // requestTimeout bounds a request to the proxy's own pages.
 const requestTimeout = 5 * time.Second
 
-// Get asks one of the proxy's pages from its node: "15000/config_dump" is the
+// Get asks one of the proxy's pages from where it runs: "15000/config_dump" is the
 // path /config_dump on port 15000.
 func (p *Proxy) Get(ctx context.Context, page string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -210,7 +219,7 @@ func (p *Proxy) Get(ctx context.Context, page string) (status int, body string, 
 	if err != nil {
 		return 0, "", err
 	}
-	resp, err := p.node.HTTPClient().Do(req)
+	resp, err := p.host.HTTPClient().Do(req)
 	if err != nil {
 		return 0, "", err
 	}
