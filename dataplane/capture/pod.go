@@ -52,10 +52,11 @@ type Pod struct {
 	proven    bool            // the checks have held once; set by Enable
 
 	mu     sync.Mutex
-	router *router       // tier A; guarded by mu
-	src    [2]netip.Addr // v4, v6: zero where there is none; guarded by mu
-	own    []netip.Addr  // guarded by mu
-	health error         // guarded by mu
+	router *router           // tier A; guarded by mu
+	src    [2]netip.Addr     // v4, v6: zero where there is none; guarded by mu
+	own    []netip.Addr      // guarded by mu
+	health error             // guarded by mu
+	last   [checkKinds]Check // guarded by mu; zero: not made yet
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop

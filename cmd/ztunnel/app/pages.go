@@ -90,7 +90,7 @@ func (n *node) serve() {
 	if !n.cfg.Dedicated { // which has neither pods nor programs
 		pages.Dump.Pods = n.dumpPods
 		pages.Pods = func() any { return n.podPage() }
-		pages.BPF = func() any { return n.capture.Counters() }
+		pages.BPF = func() any { return n.bpfPage() }
 	}
 	n.admin.Serve(pages.Handler())
 	n.stats.Serve(admin.Stats(n.registry, metrics.ContentType, log))
@@ -195,25 +195,6 @@ func (n *node) liveByPod() map[string]live.Snapshot {
 		if p, ok := s.Proxy.(*podProxy); ok {
 			out[s.Pod.UID] = p.proxy.Live()
 		}
-	}
-	return out
-}
-
-// A podLine is one pod on /debug/pods.
-type podLine struct {
-	UID, Name, Namespace, ServiceAccount string
-	State                                string
-	Capture                              string `json:",omitempty"`
-	Error                                string `json:",omitempty"`
-}
-
-// podPage tells, other than the dump, a parked pod from one that ends.
-func (n *node) podPage() []podLine {
-	statuses := n.inpod.Pods()
-	out := make([]podLine, len(statuses))
-	for i, s := range statuses {
-		p := dumpPod(s)
-		out[i] = podLine{p.UID, p.Name, p.Namespace, p.ServiceAccount, string(s.State), p.Capture, p.Health}
 	}
 	return out
 }

@@ -150,6 +150,8 @@ func (n *node) close() {
 // buildEnrollment prepares the conversation with the node agent; run holds it.
 func (n *node) buildEnrollment() {
 	n.inpod = inpod.New(n.enrollmentConfig())
+	n.registry.CapturedPods(n.capturedPods)
+	n.enrolled.Explain(n.ailing)
 	n.onClose("enrolment", n.closeEnrollment)
 	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
 }
@@ -271,6 +273,7 @@ func (n *node) buildCapture(ctx context.Context) error {
 	n.capture = node
 	n.onClose("capture", func() error { node.Close(); return nil })
 	n.registry.Capture(n.captureCounts)
+	n.registry.CaptureChecks(n.checkCounts)
 	return nil
 }
 
@@ -279,6 +282,15 @@ func (n *node) captureCounts() []metrics.CaptureCount {
 	out := make([]metrics.CaptureCount, len(counters))
 	for i, c := range counters {
 		out[i] = metrics.CaptureCount{Hook: c.Hook, Reason: c.Reason, Value: c.Value}
+	}
+	return out
+}
+
+func (n *node) checkCounts() []metrics.CheckCount {
+	counts := n.capture.CheckCounts()
+	out := make([]metrics.CheckCount, len(counts))
+	for i, c := range counts {
+		out[i] = metrics.CheckCount(c)
 	}
 	return out
 }
