@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 	"github.com/ztunnel-go/ztunnel/test/netlab/serve"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
 	"github.com/ztunnel-go/ztunnel/test/rig"
 )
 
@@ -162,7 +164,7 @@ func TestDedicatedBesideANode(t *testing.T) {
 	w := plan(t)
 	w.serve(w.a.Host, serve.Options{HTTP: port(portHTTP)})
 	redirect(t, w.a, redirectRules)
-	w.p1 = w.dedicate(w.a, rig.Dedicated{Env: marked()})
+	w.p1 = w.dedicate(w.a, rig.Dedicated{Env: marked("CONNECTION_TERMINATION_DEADLINE=1s")})
 	w.p2 = w.start(w.n2, rig.Options{})
 	w.enrol(w.p2, w.b)
 	w.ready(w.p1, w.p2)
@@ -174,6 +176,17 @@ func TestDedicatedBesideANode(t *testing.T) {
 		t.Errorf("b reached %+v", saw)
 	}
 	w.logged(t, w.p1, 0, "connection complete", `src.identity="spiffe://`+rig.Principal("default", "b")+`"`, `direction="inbound"`)
+
+	open := w.dial(t, w.a.Host, w.b.Addr(portEcho))
+	echo(t, open, []byte("before"))
+	must(t, w.p1.Signal(unix.SIGTERM))
+	if code, err := w.p1.Wait(w.patience()); code != 0 || err != nil {
+		t.Errorf("it ended with %d, %v", code, err)
+	}
+	w.logged(t, w.p1, 0, "\twarn\t", "drain duration expired with pending connections, forcefully shutting down")
+	if err := ended(open); isTimeout(err) {
+		t.Error("the connection outlived the proxy")
+	}
 }
 
 // unprivileged takes from a command what marks and transparent sockets need.
@@ -185,6 +198,9 @@ func unprivileged() []string {
 // kernel does not allow them, unless they are insisted on.
 func TestDedicatedWithoutPrivileges(t *testing.T) {
 	w := plan(t)
+	if _, err := exec.LookPath(unprivileged()[0]); err != nil {
+		privileged.Lacking(t, err)
+	}
 	redirect(t, w.a, groupRules)
 	redirect(t, w.b, groupRules)
 	for variable, want := range map[string]string{
