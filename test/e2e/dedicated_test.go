@@ -282,6 +282,10 @@ func TestDedicatedWithoutRedirection(t *testing.T) {
 	}})
 	w.p2 = w.dedicate(w.b, rig.Dedicated{Env: map[string]string{"ENABLE_ORIG_SRC": "false", "IPV6_ENABLED": "false"}})
 	w.ready(w.p1, w.p2)
+	// Nothing is fetched before it is needed (contract 7.6).
+	if _, body, err := w.p1.Get(t.Context(), "15000/config_dump"); err != nil || !strings.Contains(body, `"certificates": []`) {
+		t.Errorf("%v, %.300s", err, body)
+	}
 	secret := w.watch(t, w.a, w.b)
 	proxy := netip.MustParseAddrPort("127.0.0.1:15080")
 	c := w.dial(t, w.a.Host, proxy)
