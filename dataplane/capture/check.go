@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,9 +79,15 @@ func (c *canaries) arrived(conn *net.TCPConn) {
 // verify runs every check. If one fails the rules are put in order once and all
 // run again.
 func (p *Pod) verify(ctx context.Context) error {
+	if p.isLeft() {
+		return nil // it is the other process's to prove
+	}
 	err := p.check(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
+	}
+	if p.isLeft() {
+		return nil // in between
 	}
 	if p.tier == TierEBPF {
 		p.node.events.repaired.Add(1)
@@ -91,6 +96,9 @@ func (p *Pod) verify(ctx context.Context) error {
 		} else {
 			err = p.check(ctx)
 		}
+	}
+	if err != nil && p.isLeft() {
+		return nil
 	}
 	if err != nil {
 		p.node.events.unhealthy.Add(1)
@@ -110,23 +118,20 @@ func (p *Pod) check(ctx context.Context) error {
 		return errNoAddress
 	}
 	for _, src := range sources {
-		if err := p.note(outboundCheck, p.checkOutbound(ctx, src)); err != nil {
+		if err := p.checkOutbound(ctx, src); err != nil {
 			return fmt.Errorf("outbound canary: %w", err)
 		}
-		if err := p.note(inboundCheck, p.checkInbound(src)); err != nil {
+		if err := p.checkInbound(src); err != nil {
 			return fmt.Errorf("inbound canary: %w", err)
 		}
-		if err := p.note(deliveryCheck, p.checkDelivery(ctx, src)); err != nil {
+		if err := p.checkDelivery(ctx, src); err != nil {
 			return fmt.Errorf("delivery canary: %w", err)
 		}
-		if !p.node.cfg.DNS {
-			continue
-		}
-		if err := p.note(dnsCheck, p.checkDNS(ctx, src)); err != nil {
+		if err := p.checkDNS(ctx, src); err != nil {
 			return fmt.Errorf("DNS canary: %w", err)
 		}
 	}
-	return p.note(sweepCheck, p.sweep())
+	return p.sweep()
 }
 
 // strangers makes sockets as an application of the pod would.
@@ -191,11 +196,7 @@ func (p *Pod) checkInbound(src netip.Addr) error {
 	}
 	const somePort, highPort = 80, 50000
 	for role, port := range map[Role]uint16{Plaintext: somePort, HBONE: HBONE.Port()} {
-		var want uint64
-		err := sock.Control(p.listeners[role].tcp, func(fd int) (err error) {
-			want, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-			return os.NewSyscallError("getsockopt SO_COOKIE", err)
-		})
+		want, err := socketCookie(p.listeners[role].tcp)
 		if err != nil {
 			return err
 		}
@@ -248,7 +249,7 @@ func (p *Pod) checkDelivery(ctx context.Context, src netip.Addr) error {
 
 // checkDNS sends a packet that the DNS sockets answer themselves.
 func (p *Pod) checkDNS(ctx context.Context, src netip.Addr) error {
-	if src.Is6() && len(p.dnsPackets) < 2 {
+	if !p.node.cfg.DNS || (src.Is6() && len(p.dnsPackets) < 2) {
 		return nil
 	}
 	to := netip.AddrPortFrom(canaryFor(src), dnsServerPort)
@@ -305,7 +306,7 @@ func (p *Pod) checkRedirect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.note(redirectCheck, p.checkOutbound(ctx, src)); err != nil {
+	if err := p.checkOutbound(ctx, src); err != nil {
 		return fmt.Errorf("istio-cni's rules do not redirect to us: %w", err)
 	}
 	return nil

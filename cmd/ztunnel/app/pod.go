@@ -18,11 +18,16 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/netns"
 )
+
+// warmLimit is how long after its start a process leaves pods to the one before
+// because it could not serve them as well.
+const warmLimit = time.Minute
 
 // A podProxy is all that runs for one pod: its capture, its proxy, its DNS
 // server. It ends them in the order that leaves no connection unowned.
@@ -30,8 +35,8 @@ type podProxy struct {
 	node    *node
 	pod     dataplane.Pod
 	capture *capture.Pod
-	proxy   *dataplane.Proxy // nil in dedicated mode until it serves
-	dns     *dnsproxy.Server // nil: no names are answered
+	proxy   *dataplane.Proxy
+	dns     *dnsproxy.Server
 
 	cancel context.CancelFunc // ends prefetch
 	tasks  sync.WaitGroup     // prefetch
@@ -69,6 +74,9 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 	}
 	p.tasks.Go(func() { p.prefetch(alive) })
 	if err == nil {
+		err = p.warm(ctx)
+	}
+	if err == nil {
 		err = captured.Enable(ctx)
 	}
 	if err != nil {
@@ -84,16 +92,14 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 func (p *podProxy) sockets(dnsLog *slog.Logger) (dataplane.Sockets, error) {
 	cfg, captured := p.node.cfg, p.capture
 	s := dataplane.Sockets{
+		Outbound:    captured.Listener(capture.Outbound),
+		Plaintext:   captured.Listener(capture.Plaintext),
+		HBONE:       captured.Listener(capture.HBONE),
 		Dial:        captured.Dial,
 		Deliver:     captured.Deliver,
-		Transparent: captured.Transparent(),
+		Transparent: cfg.keepsSource(),
 	}
-	if cfg.Proxy {
-		s.Outbound = captured.Listener(capture.Outbound)
-		s.Plaintext = captured.Listener(capture.Plaintext)
-		s.HBONE = captured.Listener(capture.HBONE)
-	}
-	if cfg.Proxy && cfg.SOCKS5 {
+	if cfg.SOCKS5 {
 		l, err := captured.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortSOCKS5))
 		if err != nil {
 			return dataplane.Sockets{}, fmt.Errorf("SOCKS5: %w", err)
@@ -117,7 +123,6 @@ func (p *podProxy) dnsConfig(log *slog.Logger) dnsproxy.Config {
 	return dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
 		PreferredNamespace: n.cfg.PreferredNamespace,
-		Search:             n.searchDomains(),
 		IPv6:               n.cfg.IPv6,
 		Client: func(ctx context.Context) (*mesh.Workload, error) {
 			if w := dataplane.WaitWorkload(ctx, n.store, n.cfg.LocalNode, p.pod); w != nil {
@@ -145,6 +150,32 @@ func (p *podProxy) dialDNS(ctx context.Context, network string, addr netip.AddrP
 		return c, nil
 	}
 	return p.capture.DialUDP(ctx, addr)
+}
+
+// warm waits, while another process serves the pod, until this one can do as
+// well: with the pod's workload and certificate. There is a limit, since the
+// other may not have them either.
+func (p *podProxy) warm(ctx context.Context) error {
+	ctx, done := context.WithDeadline(ctx, p.node.began.Add(warmLimit))
+	defer done()
+	if !p.capture.Succeeds() {
+		return nil
+	}
+	err := p.certified(ctx)
+	if err == nil || time.Since(p.node.began) >= warmLimit || !p.capture.Succeeds() {
+		return nil
+	}
+	return fmt.Errorf("the process before serves the pod on: %w", err)
+}
+
+// certified waits for the pod's certificate.
+func (p *podProxy) certified(ctx context.Context) error {
+	w := dataplane.WaitWorkload(ctx, p.node.store, p.node.cfg.LocalNode, p.pod)
+	if w == nil {
+		return fmt.Errorf("workload %s/%s has not come: %w", p.pod.Namespace, p.pod.Name, ctx.Err())
+	}
+	_, err := p.node.certs.Certificate(ctx, w.Identity(), certs.Warmup)
+	return err
 }
 
 // prefetch has a certificate ready before the first connection wants it, if
@@ -191,6 +222,9 @@ func (p *podProxy) Stop(mode inpod.StopMode) error {
 // silence ends what serves the pod, after giving connections their time.
 func (p *podProxy) silence(grace time.Duration) {
 	p.cancel()
+	if grace > 0 {
+		p.vacate(grace)
+	}
 	var ends sync.WaitGroup
 	if p.dns != nil {
 		ends.Go(func() {
@@ -200,11 +234,18 @@ func (p *podProxy) silence(grace time.Duration) {
 			p.dns.Close()
 		})
 	}
-	if p.proxy != nil {
-		ends.Go(func() { p.proxy.Stop(grace) })
-	}
+	ends.Go(func() { p.proxy.Stop(grace) })
 	ends.Wait()
 	p.tasks.Wait()
+}
+
+// vacate has nobody left in the queues of sockets that are about to close.
+func (p *podProxy) vacate(limit time.Duration) {
+	ctx, done := context.WithTimeout(context.Background(), limit)
+	defer done()
+	if err := p.capture.Vacate(ctx); err != nil {
+		logs.Target(p.node.logger, "capture").Warn("connections that have just come may be lost", slog.String("error", err.Error()))
+	}
 }
 
 // Health is whether the pod's capture holds.
