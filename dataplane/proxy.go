@@ -32,6 +32,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -140,6 +141,7 @@ type Proxy struct {
 	conns     sync.WaitGroup // one per accepted socket; ends with it
 	watcher   sync.WaitGroup // of policies; ends with ctx
 	stopOnce  sync.Once
+	waiting   atomic.Int64 // connections that wait for the pod's workload
 
 	mu      sync.Mutex
 	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels, which a drain must tell
@@ -329,6 +331,8 @@ func (p *Proxy) workload(log *slog.Logger) (*mesh.Workload, error) {
 	if w := p.pod.in(p.shared.Store, p.cfg.Node); w != nil {
 		return w, nil
 	}
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	ctx, done := context.WithTimeout(p.ctx, p.cfg.WorkloadWait)
 	defer done()
 	if w := WaitWorkload(ctx, p.shared.Store, p.cfg.Node, p.pod); w != nil {
@@ -340,6 +344,9 @@ func (p *Proxy) workload(log *slog.Logger) (*mesh.Workload, error) {
 	log.Warn(fmt.Sprintf("timed out waiting for workload '%s' from xds", p.pod.label()))
 	return nil, &unknownWorkloadError{p.pod}
 }
+
+// Waiting is how many connections wait for the pod's workload.
+func (p *Proxy) Waiting() int { return int(p.waiting.Load()) }
 
 // An unknownWorkloadError is a pod whose workload the control plane has not
 // sent.

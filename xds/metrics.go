@@ -11,12 +11,13 @@ import (
 // Metrics counts what happens between us and the control plane (contract
 // 12.2).
 type Metrics struct {
-	terminations, messages, bytes *prometheus.CounterVec
+	terminations, messages, bytes, demands *prometheus.CounterVec
 }
 
 var _ delta.Observer = (*Metrics)(nil)
 
-// NewMetrics registers the istio_xds families.
+// NewMetrics registers the istio_xds families, and ztunnel_on_demand_requests_total,
+// which counts what became of each look-up in on-demand mode.
 func NewMetrics(to prometheus.Registerer) *Metrics {
 	counter := func(name, unit, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Unit: unit, Help: help}, []string{label})
@@ -25,8 +26,9 @@ func NewMetrics(to prometheus.Registerer) *Metrics {
 		terminations: counter("istio_xds_connection_terminations_total", "", "The total number of terminated connections to the control plane (unstable)", "reason"),
 		messages:     counter("istio_xds_message_total", "", "Total number of messages received from the control plane (unstable)", "url"),
 		bytes:        counter("istio_xds_message_bytes_total", "bytes", "Total number of bytes received from the control plane (unstable)", "url"),
+		demands:      counter("ztunnel_on_demand_requests_total", "", "Names looked for at the control plane in on-demand mode, by what became of it (unstable)", "result"),
 	}
-	to.MustRegister(m.terminations, m.messages, m.bytes)
+	to.MustRegister(m.terminations, m.messages, m.bytes, m.demands)
 	return m
 }
 
@@ -39,4 +41,9 @@ func (m *Metrics) Message(typeURL string, bytes int) {
 // Terminated implements [delta.Observer].
 func (m *Metrics) Terminated(reason delta.Reason) {
 	m.terminations.WithLabelValues(string(reason)).Inc()
+}
+
+// Demanded implements [delta.Observer].
+func (m *Metrics) Demanded(result delta.DemandResult) {
+	m.demands.WithLabelValues(string(result)).Inc()
 }

@@ -73,10 +73,11 @@ func ParseProbeScope(s string) (ProbeScope, error) {
 // A Tier is how one pod is captured.
 type Tier uint8
 
-// The tiers. There is no tier without capture: such a pod is refused.
+// The tiers. No pod of a node is without capture: such a one is refused.
 const (
 	TierEBPF     Tier = iota + 1 // A: all eBPF
 	TierIstioCNI                 // C: istio-cni's rules
+	TierPlain                    // of [Plain]: rules that we know nothing of, if any
 )
 
 func (t Tier) String() string {
@@ -85,6 +86,8 @@ func (t Tier) String() string {
 		return "ebpf"
 	case TierIstioCNI:
 		return "istio-cni"
+	case TierPlain:
+		return "plain"
 	}
 	return "none"
 }

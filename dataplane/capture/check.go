@@ -118,20 +118,23 @@ func (p *Pod) check(ctx context.Context) error {
 		return errNoAddress
 	}
 	for _, src := range sources {
-		if err := p.checkOutbound(ctx, src); err != nil {
+		if err := p.note(outboundCheck, p.checkOutbound(ctx, src)); err != nil {
 			return fmt.Errorf("outbound canary: %w", err)
 		}
-		if err := p.checkInbound(src); err != nil {
+		if err := p.note(inboundCheck, p.checkInbound(src)); err != nil {
 			return fmt.Errorf("inbound canary: %w", err)
 		}
-		if err := p.checkDelivery(ctx, src); err != nil {
+		if err := p.note(deliveryCheck, p.checkDelivery(ctx, src)); err != nil {
 			return fmt.Errorf("delivery canary: %w", err)
 		}
-		if err := p.checkDNS(ctx, src); err != nil {
+		if !p.node.cfg.DNS {
+			continue
+		}
+		if err := p.note(dnsCheck, p.checkDNS(ctx, src)); err != nil {
 			return fmt.Errorf("DNS canary: %w", err)
 		}
 	}
-	return p.sweep()
+	return p.note(sweepCheck, p.sweep())
 }
 
 // strangers makes sockets as an application of the pod would.
@@ -249,7 +252,7 @@ func (p *Pod) checkDelivery(ctx context.Context, src netip.Addr) error {
 
 // checkDNS sends a packet that the DNS sockets answer themselves.
 func (p *Pod) checkDNS(ctx context.Context, src netip.Addr) error {
-	if !p.node.cfg.DNS || (src.Is6() && len(p.dnsPackets) < 2) {
+	if src.Is6() && len(p.dnsPackets) < 2 {
 		return nil
 	}
 	to := netip.AddrPortFrom(canaryFor(src), dnsServerPort)
@@ -306,7 +309,7 @@ func (p *Pod) checkRedirect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.checkOutbound(ctx, src); err != nil {
+	if err := p.note(redirectCheck, p.checkOutbound(ctx, src)); err != nil {
 		return fmt.Errorf("istio-cni's rules do not redirect to us: %w", err)
 	}
 	return nil

@@ -50,14 +50,14 @@ func (l *Listener) Accept() (*Conn, error) {
 // capture's own, and is taken care of.
 func (l *Listener) admit(c *net.TCPConn) (*Conn, error) {
 	conn := &Conn{TCPConn: c, Peer: canonical(c.RemoteAddr()), Dst: canonical(c.LocalAddr())}
-	if l.pod.tier == TierIstioCNI && l.role != HBONE {
+	if l.pod.tier != TierEBPF && l.role != HBONE {
 		// No rule redirects HBONE. Without a redirect the local address is
 		// what the peer dialled.
 		if dst, err := sock.OriginalDst(c); err == nil {
 			conn.Dst = dst
 		}
 	}
-	if l.role == Outbound && l.pod.canaries.isTarget(conn.Dst) {
+	if l.role == Outbound && l.pod.tier != TierPlain && l.pod.canaries.isTarget(conn.Dst) {
 		l.pod.canaries.arrived(c)
 		return nil, nil
 	}

@@ -28,6 +28,7 @@ type Node struct {
 	cfg    Config
 	log    *slog.Logger
 	events events
+	checks checkCounts
 
 	bpf    *redirect.Node // nil: no pod can have tier A
 	reason error          // why, then

@@ -38,7 +38,7 @@ const checkInterval = 15 * time.Second
 type Pod struct {
 	node     *Node
 	info     PodInfo
-	ns       *netns.NS // the pod's duplicate
+	ns       *netns.NS // the pod's duplicate; nil in TierPlain, which is in our own
 	cookie   uint64    // tier A
 	tier     Tier
 	canaries *canaries
@@ -54,11 +54,12 @@ type Pod struct {
 	proven    bool            // the checks have held once; set by Enable
 
 	mu      sync.Mutex
-	router  *router       // tier A; guarded by mu
-	src     [2]netip.Addr // v4, v6: zero where there is none; guarded by mu
-	own     []netip.Addr  // guarded by mu
-	health  error         // guarded by mu
-	vacated bool          // guarded by mu; see Vacate
+	router  *router           // tier A; guarded by mu
+	src     [2]netip.Addr     // v4, v6: zero where there is none; guarded by mu
+	own     []netip.Addr      // guarded by mu
+	health  error             // guarded by mu
+	last    [checkKinds]Check // guarded by mu; zero: not made yet
+	vacated bool              // guarded by mu; see Vacate
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop
@@ -196,6 +197,9 @@ func (p *Pod) DNSListeners() []net.Listener { return p.dnsListeners }
 // server must be running. On error the pod is not ready and not captured,
 // unless an earlier process had captured it, in which case it stays so.
 func (p *Pod) Enable(ctx context.Context) error {
+	if p.tier == TierPlain {
+		return nil
+	}
 	err := p.enable(ctx)
 	if err != nil {
 		p.setHealth(err)
@@ -372,7 +376,9 @@ func (p *Pod) Release() error {
 		p.router.close()
 		p.router = nil
 		p.mu.Unlock()
-		errs = append(errs, p.ns.Close())
+		if p.ns != nil {
+			errs = append(errs, p.ns.Close())
+		}
 		p.err = errors.Join(errs...)
 	})
 	return p.err

@@ -39,6 +39,8 @@ type keeper struct {
 	try      *attempt           // a start in flight or asked for
 	late     bool               // a start has failed or is overdue
 	err      error              // of the last start, or of Health
+	failed   error              // the last err that was one, also when all is well again
+	failedAt time.Time          // when that was
 	deleted  bool               // by the agent, before its snapshot
 	expiry   *time.Timer        // ends parking
 	until    time.Time          // when it does
@@ -163,7 +165,8 @@ func (k *keeper) start() {
 func (k *keeper) started(proxy Proxy, err error) (retry bool) {
 	k.e.mu.Lock()
 	k.cancel = nil
-	k.err, k.late = err, err != nil
+	k.noteLocked(err)
+	k.late = err != nil
 	var before Proxy
 	if err == nil {
 		k.running, before, k.parked = proxy, k.parked, nil
@@ -219,7 +222,7 @@ func (k *keeper) watch(p Proxy) {
 		err := p.Health()
 		k.e.mu.Lock()
 		was := k.err
-		k.err = err
+		k.noteLocked(err)
 		k.e.changedLocked()
 		k.e.mu.Unlock()
 		switch {
@@ -246,6 +249,14 @@ func (k *keeper) stop(p Proxy, mode StopMode) {
 	}
 	if k.e.cfg.Metrics != nil {
 		k.e.cfg.Metrics.Stopped()
+	}
+}
+
+// noteLocked takes note of how the pod is. e.mu is held.
+func (k *keeper) noteLocked(err error) {
+	k.err = err
+	if err != nil {
+		k.failed, k.failedAt = err, time.Now()
 	}
 }
 
@@ -344,7 +355,7 @@ func (k *keeper) sameNS(ns *netns.NS) bool {
 }
 
 func (k *keeper) statusLocked() Status {
-	s := Status{Pod: k.pod, State: StatePending, Err: k.err, Proxy: k.running}
+	s := Status{Pod: k.pod, State: StatePending, Err: k.err, LastErr: k.failed, LastErrAt: k.failedAt, Proxy: k.running}
 	switch {
 	case k.stopping != nil:
 		s.State, s.Proxy = StateStopping, k.stopping

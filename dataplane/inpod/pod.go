@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ztunnel-go/ztunnel/internal/netns"
 )
@@ -79,6 +80,10 @@ type Status struct {
 	State State
 	// Err is why the last start failed, or what ails a proxy that runs.
 	Err error
+	// LastErr is the last such trouble, also when it is over, and LastErrAt
+	// when it was last there.
+	LastErr   error
+	LastErrAt time.Time
 	// Proxy is nil unless the pod is served or its proxy is stopping.
 	Proxy Proxy
 }

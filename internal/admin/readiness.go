@@ -27,12 +27,13 @@ type Tasks struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	pending map[string]time.Time // guarded by mu; since when
+	pending map[string]time.Time       // guarded by mu; since when
+	details map[string]func() []string // guarded by mu; see Explain
 }
 
 // NewTasks returns an empty list, with which the proxy is ready.
 func NewTasks(logger *slog.Logger) *Tasks {
-	return &Tasks{log: logger, pending: map[string]time.Time{}}
+	return &Tasks{log: logger, pending: map[string]time.Time{}, details: map[string]func() []string{}}
 }
 
 // A Task is one thing that may be pending.
@@ -56,6 +57,14 @@ func (k *Task) Pending() {
 	if _, already := t.pending[k.name]; !already {
 		t.pending[k.name] = time.Now()
 	}
+}
+
+// Explain has the readiness page say more of the task while it is pending: the
+// lines that details returns, which is called for each answer.
+func (k *Task) Explain(details func() []string) {
+	k.tasks.mu.Lock()
+	defer k.tasks.mu.Unlock()
+	k.tasks.details[k.name] = details
 }
 
 // Done completes the task. It does nothing if the task is not pending.
@@ -84,7 +93,22 @@ func (t *Tasks) Pending() []string {
 	return slices.Sorted(maps.Keys(t.pending))
 }
 
-// Readiness answers kubelet: 200 when nothing is pending (contract 13.1).
+// explain has what is known of why tasks are pending.
+func (t *Tasks) explain(pending []string) []string {
+	var lines []string
+	for _, name := range pending {
+		t.mu.Lock()
+		details := t.details[name]
+		t.mu.Unlock()
+		if details != nil {
+			lines = append(lines, details()...)
+		}
+	}
+	return lines
+}
+
+// Readiness answers kubelet: 200 when nothing is pending (contract 13.1). The
+// first line is the contract's; others say what is known of why.
 func Readiness(t *Tasks) http.Handler {
 	return paths{"/healthz/ready": func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
@@ -92,7 +116,8 @@ func Readiness(t *Tasks) http.Handler {
 			return
 		}
 		if pending := t.Pending(); len(pending) > 0 {
-			text(w, http.StatusInternalServerError, "not ready, pending: "+strings.Join(pending, ", ")+"\n")
+			lines := append([]string{"not ready, pending: " + strings.Join(pending, ", ")}, t.explain(pending)...)
+			text(w, http.StatusInternalServerError, strings.Join(lines, "\n")+"\n")
 			return
 		}
 		text(w, http.StatusOK, "ready\n")

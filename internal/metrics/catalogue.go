@@ -76,6 +76,14 @@ func catalogue() []Family {
 		{Name: "istio_proxies_started_total", Kind: Counter, Ours: true},
 		{Name: "istio_proxies_stopped_total", Kind: Counter, Ours: true},
 		{Name: "istio_on_demand_dns_cache_misses_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_capture_checks_total", Kind: Counter, Labels: []string{"check", "result"}, Ours: true},
+		{Name: "ztunnel_capture_events_total", Kind: Counter, Labels: []string{"hook", "reason"}, Ours: true},
+		{Name: "ztunnel_captured_pods", Kind: Gauge, Labels: []string{"tier", "healthy"}, Ours: true},
+		{Name: "ztunnel_connect_retries_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_embedded_ca", Kind: Gauge, Ours: true},
+		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_on_demand_requests_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -124,40 +125,82 @@ func (p *Pods) Started() { p.started.Add(1) }
 // Stopped counts a proxy that has drained.
 func (p *Pods) Stopped() { p.stopped.Add(1) }
 
+// Capture registers the counters of the capture programs, by hook and way out.
+// read is called at each scrape, possibly by several at a time.
+func (r *Registry) Capture(read func() []CaptureCount) {
+	r.prom.MustRegister(counted{
+		prometheus.NewDesc("ztunnel_capture_events_total",
+			"What the capture hooks decided, by hook and way out; names and labels may change (unstable)",
+			[]string{"hook", "reason"}, nil),
+		prometheus.CounterValue,
+		func(yield func(n float64, values ...string)) {
+			for _, c := range read() {
+				yield(float64(c.Value), c.Hook, c.Reason)
+			}
+		},
+	})
+}
+
 // A CaptureCount says how often a capture hook left by one of its ways out.
 type CaptureCount struct {
 	Hook, Reason string
 	Value        uint64
 }
 
-// Capture registers the counters of the capture programs. read is called at
-// each scrape, possibly by several at a time.
-func (r *Registry) Capture(read func() []CaptureCount) {
-	r.prom.MustRegister(captureCounts{
-		prometheus.NewDesc("ztunnel_capture_events_total",
-			"What the capture hooks decided, by hook and way out; names and labels may change (unstable)",
-			[]string{"hook", "reason"}, nil),
-		read,
+// CaptureChecks registers the counters of the test connections that prove
+// capture. read is called at each scrape, possibly by several at a time.
+func (r *Registry) CaptureChecks(read func() []CheckCount) {
+	r.prom.MustRegister(counted{
+		prometheus.NewDesc("ztunnel_capture_checks_total",
+			"Test connections through the capture of pods so far, by what they prove and how they ended (unstable)",
+			[]string{"check", "result"}, nil),
+		prometheus.CounterValue,
+		func(yield func(n float64, values ...string)) {
+			for _, c := range read() {
+				yield(float64(c.Held), c.Name, "ok")
+				yield(float64(c.Failed), c.Name, "failed")
+			}
+		},
 	})
 }
 
-type captureCounts struct {
+// A CheckCount says how often one kind of check held and failed.
+type CheckCount struct {
+	Name         string
+	Held, Failed uint64
+}
+
+// CapturedPods registers how many pods are captured, and how. read is called at
+// each scrape, possibly by several at a time, once for each pod that is served.
+func (r *Registry) CapturedPods(read func(yield func(tier string, healthy bool))) {
+	r.prom.MustRegister(counted{
+		prometheus.NewDesc("ztunnel_captured_pods",
+			"Pods that are served, by how they are captured and whether their capture holds (unstable)",
+			[]string{"tier", "healthy"}, nil),
+		prometheus.GaugeValue,
+		func(yield func(n float64, values ...string)) {
+			read(func(tier string, healthy bool) { yield(1, tier, strconv.FormatBool(healthy)) })
+		},
+	})
+}
+
+// counted is a family whose values somebody else keeps. Those of the same
+// labels are added up: a name that occurs twice would fail the whole scrape.
+type counted struct {
 	desc *prometheus.Desc
-	read func() []CaptureCount
+	kind prometheus.ValueType
+	read func(yield func(n float64, values ...string))
 }
 
 // Describe implements [prometheus.Collector].
-func (c captureCounts) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+func (c counted) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 
 // Collect implements [prometheus.Collector].
-func (c captureCounts) Collect(ch chan<- prometheus.Metric) {
-	type key struct{ hook, reason string }
-	sums := map[key]uint64{} // a name that occurs twice would fail the whole scrape
-	for _, n := range c.read() {
-		sums[key{n.Hook, n.Reason}] += n.Value
-	}
-	for k, n := range sums {
-		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), k.hook, k.reason)
+func (c counted) Collect(ch chan<- prometheus.Metric) {
+	sums := map[[2]string]float64{} // all such families have two labels
+	c.read(func(n float64, values ...string) { sums[[2]string(values)] += n })
+	for values, n := range sums {
+		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, n, values[:]...)
 	}
 }
 

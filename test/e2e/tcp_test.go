@@ -224,7 +224,10 @@ func podPins(t *testing.T, p *rig.Proxy) []string {
 }
 
 // A podState is a line of /debug/pods.
-type podState struct{ UID, State, Capture, Error string }
+type podState struct {
+	UID, State, Capture, Error string
+	Checks                     []struct{ Check, Result, Age string }
+}
 
 // pods are those that a proxy knows, by uid.
 func (w *world) pods(t *testing.T, p *rig.Proxy) map[string]podState {

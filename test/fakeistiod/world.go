@@ -184,10 +184,18 @@ func (s *serving) request(req *discoverypb.DeltaDiscoveryRequest) error {
 	if sub == nil {
 		return s.subscribe(req)
 	}
+	// As istiod: what changes no subscription is not answered, and of what does
+	// all that is asked for is told.
+	changed := false
 	for _, n := range req.GetResourceNamesSubscribe() {
+		changed = changed || !sub.names[n]
 		sub.names[n] = true
 	}
-	if names := req.GetResourceNamesSubscribe(); len(names) > 0 {
+	for _, n := range req.GetResourceNamesUnsubscribe() {
+		changed = changed || sub.names[n]
+		delete(sub.names, n)
+	}
+	if names := req.GetResourceNamesSubscribe(); changed && len(names) > 0 {
 		return s.tell(req.GetTypeUrl(), names)
 	}
 	return nil // an answer

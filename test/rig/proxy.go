@@ -46,7 +46,8 @@ type Proxy struct {
 
 	mesh *Mesh
 	node *netlab.Node
-	host *netlab.Host // where the process lives
+	host *netlab.Host // where the process runs: the node, a namespace of its own or, of a dedicated one, its pod
+	wrap []string     // see Dedicated
 	env  map[string]string
 
 	mu      sync.Mutex
@@ -75,13 +76,19 @@ func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
 		}
 		p.Agent = agent
 	}
-	m.mu.Lock()
 	if opts.Beside == nil && p.Agent != nil {
+		m.mu.Lock()
 		m.agents = append(m.agents, p.Agent)
+		m.mu.Unlock()
 	}
-	m.proxies = append(m.proxies, p)
-	m.mu.Unlock()
+	m.add(p)
 	return p, p.Restart()
+}
+
+func (m *Mesh) add(p *Proxy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.proxies = append(m.proxies, p)
 }
 
 // Socket is where the agent listens.
@@ -130,7 +137,8 @@ func (l *process) ended() bool {
 }
 
 func (p *Proxy) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(p.mesh.binary, args...)
+	argv := slices.Concat(p.wrap, []string{p.mesh.binary}, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = p.Output, p.Output
 	for _, name := range slices.Sorted(maps.Keys(p.env)) {
 		if ignore.Variable(name) {
@@ -203,7 +211,9 @@ func (p *Proxy) close() error {
 	if p.last() != nil {
 		errs = append(errs, p.Kill())
 	}
-	errs = append(errs, p.Cleanup())
+	if p.env["PROXY_MODE"] != "dedicated" { // which leaves nothing
+		errs = append(errs, p.Cleanup())
+	}
 	return errors.Join(errs...)
 }
 
@@ -218,7 +228,7 @@ func (p *Proxy) Enrol(pod *netlab.Pod, namespace string) error {
 // requestTimeout bounds a request to the proxy's own pages.
 const requestTimeout = 5 * time.Second
 
-// Get asks one of the proxy's pages from where it lives: "15000/config_dump" is the
+// Get asks one of the proxy's pages from where it runs: "15000/config_dump" is the
 // path /config_dump on port 15000.
 func (p *Proxy) Get(ctx context.Context, page string) (status int, body string, err error) {
 	return p.request(ctx, http.MethodGet, page)

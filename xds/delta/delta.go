@@ -78,12 +78,15 @@ const (
 	Complete        Reason = "Complete"        // the server ended it
 )
 
-// An Observer is told what happens. It is called from one goroutine.
+// An Observer is told what happens. It must not block, and is called by
+// several goroutines.
 type Observer interface {
 	// Message is told of each response, with the sum of its payloads.
 	Message(typeURL string, bytes int)
 	// Terminated is told of the end of each stream.
 	Terminated(Reason)
+	// Demanded is told what became of each call of [Client.Demand].
+	Demanded(DemandResult)
 }
 
 // A Config says with whom the conversation is and what about.
@@ -107,6 +110,8 @@ type Client struct {
 
 	mu     sync.Mutex
 	topics map[string]*topic // by URL; the map itself never changes
+	// streaming is whether there is a stream; guarded by mu.
+	streaming bool
 
 	awaited map[string]bool // types not acknowledged yet; the runner's own
 }
@@ -116,12 +121,16 @@ type topic struct {
 	Type
 	versions map[string]string  // by name; guarded by Client.mu
 	waiters  map[string]*waiter // by name that was demanded; guarded by Client.mu
-	fresh    []string           // names demanded and not sent yet; guarded by Client.mu
+	answers  answers            // guarded by Client.mu
+
+	// Names by how far they have come (see demand.go); guarded by Client.mu.
+	fresh, asked, leaving map[string]struct{}
 }
 
 type waiter struct {
-	done  chan struct{} // closed when a response has spoken of the name
-	count int           // guarded by Client.mu
+	done   chan struct{} // closed when a response has spoken of the name
+	result DemandResult  // what it said; set before
+	count  int           // guarded by Client.mu
 }
 
 // Open starts the conversation and returns at once: whether there is a control
@@ -143,7 +152,10 @@ func Open(cfg Config, logger *slog.Logger) *Client {
 		awaited: map[string]bool{},
 	}
 	for _, t := range cfg.Types {
-		c.topics[t.URL] = &topic{Type: t, versions: map[string]string{}, waiters: map[string]*waiter{}}
+		c.topics[t.URL] = &topic{
+			Type: t, versions: map[string]string{}, waiters: map[string]*waiter{},
+			fresh: map[string]struct{}{}, asked: map[string]struct{}{}, leaving: map[string]struct{}{},
+		}
 		if !t.OnDemand {
 			c.awaited[t.URL] = true
 		}
@@ -213,5 +225,6 @@ func (c *Client) acknowledged(url string) {
 
 type nobody struct{}
 
-func (nobody) Message(string, int) {}
-func (nobody) Terminated(Reason)   {}
+func (nobody) Message(string, int)   {}
+func (nobody) Terminated(Reason)     {}
+func (nobody) Demanded(DemandResult) {}

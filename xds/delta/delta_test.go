@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -36,6 +37,7 @@ type rig struct {
 
 	mu   sync.Mutex
 	held map[string]string
+	gone []string
 }
 
 func (g *rig) handle(updates []Resource, removed []string) (rejected []Rejection) {
@@ -50,9 +52,22 @@ func (g *rig) handle(updates []Resource, removed []string) (rejected []Rejection
 		}
 	}
 	for _, n := range removed {
+		g.gone = append(g.gone, n)
 		delete(g.held, n)
 	}
 	return rejected
+}
+
+// age makes answers to demands older than they need be.
+func (g *rig) age(url string) {
+	g.Client.mu.Lock()
+	defer g.Client.mu.Unlock()
+	m := &g.topics[url].answers
+	for e := m.order.Front(); e != nil; e = e.Next() {
+		a := e.Value.(answer)
+		a.at = a.at.Add(-time.Hour)
+		e.Value = a
+	}
 }
 
 func (g *rig) has(name, payload string) bool {

@@ -6,47 +6,104 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 )
 
-// ErrClosed is returned by a demand that a client was closed on.
-var ErrClosed = errors.New("the client is closed")
+/* The life of a demanded name
+ *
+ *	Demand --> fresh --sent--> asked --answered-+-> known as a resource
+ *	             ^               |              |
+ *	             +--new stream---+              +-> leaving --sent--> forgotten
+ *
+ * A server that is subscribed to a name answers no second subscription to it
+ * (istiod does not), and of an address it tells nothing later, since resources
+ * have other names. So a name that was answered and is not itself a resource
+ * is taken back: then it can be asked for again, and neither side grows by
+ * what pods make up. Names that are taken back go with the next that are
+ * asked for. A name whose demand was given up waits for its answer all the
+ * same, and counts: who takes it back could miss what is under way.
+ */
+
+// MaxDemands is how many names may be under way at once: asked for and not
+// answered, or about to be taken back.
+const MaxDemands = 4096
+
+var (
+	// ErrClosed is returned by a demand that a client was closed on.
+	ErrClosed = errors.New("the client is closed")
+	// ErrTooManyDemands refuses a demand beyond [MaxDemands].
+	ErrTooManyDemands = errors.New("too many names are being asked for")
+)
+
+// A DemandResult is what became of a demand, as a metric's label.
+type DemandResult string
+
+const (
+	DemandPresent  DemandResult = "present"  // there is such a resource
+	DemandAbsent   DemandResult = "absent"   // there is none
+	DemandKnown    DemandResult = "known"    // it was answered a moment ago
+	DemandGivenUp  DemandResult = "given_up" // there was no answer in time
+	DemandRejected DemandResult = "rejected" // there were too many
+)
 
 // Demand asks for one resource by name and returns when a response has spoken
 // of it, as there, as gone, or as an alias of what is there. What it said is
 // with the type's Handle by then. A name that is already being asked for is
-// waited for together. There is no limit in time but ctx's, whose error is
-// returned, or [ErrClosed] (contract 8.7).
-//
-// A name whose demand was given up stays asked for: the control plane is never
-// told that we lost interest.
+// waited for together, and one that was answered a moment ago is not asked for
+// again. There is no limit in time but ctx's, whose error is returned, or
+// [ErrClosed], or [ErrTooManyDemands] (contract 8.7).
 func (c *Client) Demand(ctx context.Context, typeURL, name string) error {
 	t := c.topics[typeURL]
 	if t == nil {
 		return fmt.Errorf("demand of %q: no subscription to %s", name, typeURL)
 	}
-	c.mu.Lock()
-	w := t.waiters[name]
+	w, err := c.await(t, name)
 	if w == nil {
-		w = &waiter{done: make(chan struct{})}
-		t.waiters[name] = w
-		t.fresh = append(t.fresh, name)
-		if _, known := t.versions[name]; !known {
-			t.versions[name] = "" // so that a new stream asks again
+		if err != nil {
+			err = fmt.Errorf("demand of %q: %w", name, err)
 		}
+		return err
 	}
-	w.count++
-	c.mu.Unlock()
-	c.wake()
-
 	defer c.leave(t, name, w)
 	select {
 	case <-w.done:
+		c.cfg.Observer.Demanded(w.result)
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("demand of %q: %w", name, ctx.Err())
+		err = ctx.Err()
 	case <-c.closed:
-		return fmt.Errorf("demand of %q: %w", name, ErrClosed)
+		err = ErrClosed
 	}
+	c.cfg.Observer.Demanded(DemandGivenUp)
+	return fmt.Errorf("demand of %q: %w", name, err)
+}
+
+// await enters one who waits for a name, and has it asked for. nil: there is
+// nothing to wait for.
+func (c *Client) await(t *topic, name string) (*waiter, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := t.waiters[name]
+	if w == nil {
+		if t.answers.fresh(name, c.streaming, time.Now()) {
+			c.cfg.Observer.Demanded(DemandKnown)
+			return nil, nil
+		}
+		if len(t.fresh)+len(t.asked)+len(t.leaving) >= MaxDemands {
+			c.cfg.Observer.Demanded(DemandRejected)
+			return nil, ErrTooManyDemands
+		}
+		w = &waiter{done: make(chan struct{})}
+		t.waiters[name] = w
+		if _, asked := t.asked[name]; !asked {
+			t.fresh[name] = struct{}{}
+			c.wake()
+		}
+	}
+	w.count++
+	return w, nil
 }
 
 func (c *Client) wake() {
@@ -56,21 +113,50 @@ func (c *Client) wake() {
 	}
 }
 
-// leave forgets a waiter that nobody waits for any more.
+// leave forgets a waiter that nobody waits for any more, and its name if that
+// was not sent.
 func (c *Client) leave(t *topic, name string, w *waiter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if w.count--; w.count == 0 && t.waiters[name] == w {
+	if w.count--; w.count > 0 || t.waiters[name] != w {
+		return
+	}
+	delete(t.waiters, name)
+	delete(t.fresh, name)
+}
+
+// answeredLocked lets those go who wait for a name, and takes the name back
+// unless it is a resource's. c.mu is held.
+func (t *topic) answeredLocked(name string, result DemandResult, now time.Time) {
+	if _, asked := t.asked[name]; asked {
+		delete(t.asked, name)
+		if _, resource := t.versions[name]; !resource {
+			t.leaving[name] = struct{}{}
+		}
+	}
+	if w := t.waiters[name]; w != nil {
 		delete(t.waiters, name)
+		delete(t.fresh, name)
+		w.result = result
+		close(w.done)
+		t.answers.note(name, result == DemandPresent, now)
 	}
 }
 
-// releaseLocked lets those go who wait for a name. c.mu is held.
-func (t *topic) releaseLocked(name string) {
-	if w := t.waiters[name]; w != nil {
-		delete(t.waiters, name)
-		close(w.done)
+// news leaves out of the names that are gone those that were only asked for:
+// that there is no such thing is the answer, and nothing has gone.
+func (c *Client) news(t *topic, removed []string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(t.asked)+len(t.leaving) == 0 {
+		return removed
 	}
+	return slices.DeleteFunc(slices.Clone(removed), func(name string) bool {
+		_, asked := t.asked[name]
+		_, leaving := t.leaving[name]
+		_, resource := t.versions[name]
+		return (asked || leaving) && !resource
+	})
 }
 
 // remember brings names and versions to where a response put them, and
@@ -80,6 +166,7 @@ func (c *Client) remember(t *topic, r *response, rejected []Rejection) {
 	for _, x := range rejected {
 		refused[x.Name] = refused[x.Name] || x.Held
 	}
+	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range r.resources {
@@ -92,30 +179,71 @@ func (c *Client) remember(t *topic, r *response, rejected []Rejection) {
 		case held && !known:
 			t.versions[res.Name] = ""
 		}
-		t.releaseLocked(res.Name)
+		if t.OnDemand && t.answers.absent(res.Name) { // it may have crossed with our taking it back
+			t.fresh[res.Name] = struct{}{}
+			t.answers.note(res.Name, true, now)
+			c.wake()
+		}
+		t.answeredLocked(res.Name, DemandPresent, now)
 		for _, alias := range res.Aliases {
-			t.releaseLocked(alias)
+			t.answeredLocked(alias, DemandPresent, now)
 		}
 	}
 	for _, name := range r.removed {
 		delete(t.versions, name)
-		t.releaseLocked(name)
+		t.answeredLocked(name, DemandAbsent, now)
 	}
 }
 
-// takeFresh returns the names to subscribe to by type, and forgets them.
-func (c *Client) takeFresh() map[string][]string {
+// A wish is a change of what a stream is subscribed to.
+type wish struct {
+	url                    string
+	subscribe, unsubscribe []string
+}
+
+// takeWishes returns the names to subscribe to, with those to be taken back,
+// and has them sent from now on. A name in both is taken back before it is
+// asked for, in a request of its own: else it would not be answered.
+func (c *Client) takeWishes() (wishes []wish) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out map[string][]string
 	for url, t := range c.topics {
-		if len(t.fresh) > 0 {
-			if out == nil {
-				out = map[string][]string{}
+		if len(t.fresh) == 0 {
+			continue
+		}
+		maps.DeleteFunc(t.leaving, func(name string, _ struct{}) bool {
+			_, resource := t.versions[name]
+			return resource // it has come to be one
+		})
+		now, later := wish{url: url}, wish{url: url}
+		for name := range t.fresh {
+			_, leaving := t.leaving[name]
+			if _, resource := t.versions[name]; leaving || resource {
+				t.leaving[name] = struct{}{}
+				later.subscribe = append(later.subscribe, name)
+			} else {
+				now.subscribe = append(now.subscribe, name)
 			}
-			out[url] = t.fresh
-			t.fresh = nil
+			t.asked[name] = struct{}{}
+		}
+		now.unsubscribe = slices.Collect(maps.Keys(t.leaving))
+		clear(t.fresh)
+		clear(t.leaving)
+		wishes = append(wishes, now)
+		if len(later.subscribe) > 0 {
+			wishes = append(wishes, later)
 		}
 	}
-	return out
+	for _, w := range wishes {
+		slices.Sort(w.subscribe)
+		slices.Sort(w.unsubscribe)
+	}
+	return wishes
+}
+
+// streamed notes whether there is a stream.
+func (c *Client) streamed(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streaming = on
 }

@@ -52,6 +52,7 @@ type counts struct {
 	messages map[string]int
 	bytes    map[string]int
 	endings  map[Reason]int
+	demands  map[DemandResult]int
 }
 
 func (c *counts) Message(url string, bytes int) {
@@ -71,6 +72,21 @@ func (c *counts) Terminated(r Reason) {
 		c.endings = map[Reason]int{}
 	}
 	c.endings[r]++
+}
+
+func (c *counts) Demanded(r DemandResult) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.demands == nil {
+		c.demands = map[DemandResult]int{}
+	}
+	c.demands[r]++
+}
+
+func (c *counts) demanded(r DemandResult) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.demands[r]
 }
 
 func (c *counts) ended(r Reason) int {

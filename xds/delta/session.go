@@ -66,6 +66,8 @@ func (c *Client) session(ctx context.Context, logger *slog.Logger) ending {
 		return s.ended(phaseOpening, io.EOF, false) // the status waits to be received
 	}
 	logger.Info("Stream established")
+	c.streamed(true)
+	defer c.streamed(false)
 
 	var asker sync.WaitGroup // ends with ctx
 	asker.Go(func() { s.ask(ctx, cancel) })
@@ -109,18 +111,16 @@ func (s *session) introduce() error {
 	return nil
 }
 
-// resume returns a copy of the known versions, which new names are part of,
-// and leaves to be asked for only names that are known and demanded again: of
-// these the versions alone would bring no news.
+// resume returns a copy of the known versions. Whatever is waited for is
+// asked for anew: versions alone need not bring news of it.
 func (c *Client) resume(url string) map[string]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.topics[url]
-	t.fresh = nil
+	clear(t.asked)
+	clear(t.leaving)
 	for name := range t.waiters {
-		if t.versions[name] != "" {
-			t.fresh = append(t.fresh, name)
-		}
+		t.fresh[name] = struct{}{}
 	}
 	return maps.Clone(t.versions)
 }
@@ -135,8 +135,10 @@ func (s *session) send(req *discoverypb.DeltaDiscoveryRequest) error {
 // will say why.
 func (s *session) ask(ctx context.Context, cancel context.CancelFunc) {
 	for {
-		for url, names := range s.c.takeFresh() {
-			err := s.send(&discoverypb.DeltaDiscoveryRequest{TypeUrl: url, ResourceNamesSubscribe: names})
+		for _, w := range s.c.takeWishes() {
+			err := s.send(&discoverypb.DeltaDiscoveryRequest{
+				TypeUrl: w.url, ResourceNamesSubscribe: w.subscribe, ResourceNamesUnsubscribe: w.unsubscribe,
+			})
 			if err != nil && !errors.Is(err, io.EOF) {
 				s.logger.Warn("XDS client could not ask", "error", err.Error())
 				cancel() // for the names are with nobody now: a new stream asks again
@@ -180,7 +182,7 @@ func (s *session) take(r *response) error {
 		return s.send(answer)
 	}
 	s.logger.Debug("received response", "type_url", r.typeURL, "resources", len(r.resources), "removes", len(r.removed))
-	rejected := t.Handle(r.resources, r.removed)
+	rejected := t.Handle(r.resources, c.news(t, r.removed))
 	c.remember(t, r, rejected)
 	if len(rejected) > 0 {
 		text := reasons(rejected)

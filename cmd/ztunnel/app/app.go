@@ -112,10 +112,8 @@ var errFIPSOff = errors.New("the FIPS mode of crypto/tls is off, so that TLS_CHA
 // To go on without it would be to do something else than was asked.
 func (c *Config) unsupported() error {
 	switch {
-	case !c.Proxy:
+	case !c.Proxy && !c.Dedicated:
 		return fmt.Errorf("ENABLE_PROXY=false is not supported: pods that are captured would have no proxy")
-	case c.Dedicated:
-		return fmt.Errorf("PROXY_MODE=dedicated is not supported yet")
 	case c.Control.OnDemand:
 		return fmt.Errorf("XDS_ON_DEMAND=true is not supported yet")
 	}
@@ -126,8 +124,8 @@ func (c *Config) unsupported() error {
 // where going on is safe: nothing is sent or accepted that was not asked for.
 func (c *Config) ignored() []string {
 	var out []string
-	if usual := (DNSAddr{Localhost: true, Port: 15053}); c.DNSProxy && c.DNSProxyAddr != usual {
-		out = append(out, "DNS_PROXY_ADDR is not supported yet: pods' DNS is answered on port 15053 of localhost")
+	if usual := (DNSAddr{Localhost: true, Port: 15053}); c.DNSProxy && !c.Dedicated && c.DNSProxyAddr != usual {
+		out = append(out, "DNS_PROXY_ADDR is not supported yet: the DNS of a node's pods is answered on port 15053 of localhost")
 	}
 	return out
 }

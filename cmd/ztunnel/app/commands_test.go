@@ -49,7 +49,6 @@ func TestAStartThatCannotBe(t *testing.T) {
 		{map[string]string{"RUST_LOG": "a=b"}, "Error: invalid env var RUST_LOG=a=b ("},
 		{map[string]string{"IPV6_ENABLED": "1"}, "Error: invalid env var IPV6_ENABLED=1 ("},
 		{map[string]string{"ENABLE_PROXY": "false"}, "Error: ENABLE_PROXY=false is not supported"},
-		{map[string]string{"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "a/b/c"}, "Error: PROXY_MODE=dedicated is not supported"},
 		{map[string]string{"XDS_ON_DEMAND": "true", "ISTIO_META_DNS_CAPTURE": "off"}, "Error: XDS_ON_DEMAND=true is not supported"},
 	} {
 		status, _, err := command(t, tc.vars, "proxy", "ztunnel")
@@ -79,5 +78,9 @@ func TestWhatIsLeftOutIsToldOf(t *testing.T) {
 	said := load(t, map[string]string{"ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}).ignored()
 	if len(said) != 1 || !strings.Contains(said[0], "DNS_PROXY_ADDR") {
 		t.Errorf("%q", said)
+	}
+	dedicated := map[string]string{"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "a/b/c", "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:53"}
+	if said := load(t, dedicated).ignored(); len(said) != 0 {
+		t.Errorf("in dedicated mode, which does it: %q", said)
 	}
 }

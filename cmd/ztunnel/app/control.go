@@ -108,7 +108,11 @@ func (n *node) followControlPlane() {
 	if n.cfg.Control.XDSAddress == "" {
 		return
 	}
-	n.feed = xds.Open(n.xdsConfig(), n.store, xds.Hooks{Certificates: n.certs, Metrics: xds.NewMetrics(n.registry.Registerer())}, n.logger)
+	hooks := xds.Hooks{Metrics: xds.NewMetrics(n.registry.Registerer())}
+	if !n.cfg.Dedicated { // which fetches no certificate ahead (contract 7.6)
+		hooks.Certificates = n.certs
+	}
+	n.feed = xds.Open(n.xdsConfig(), n.store, hooks, n.logger)
 	n.onClose("control plane", n.feed.Close)
 }
 

@@ -47,7 +47,9 @@ func (n *node) bindServers(context.Context) error {
 		n.onClose(s.component, func() error { return shutdown(server) })
 	}
 	n.ready = admin.NewTasks(logs.Target(n.logger, "ztunnel::readiness"))
-	n.enrolled = n.ready.Register(admin.TaskInPod)
+	if !n.cfg.Dedicated {
+		n.enrolled = n.ready.Register(admin.TaskInPod)
+	}
 	n.state = n.ready.Register(admin.TaskState)
 	if n.cfg.Proxy {
 		n.starting = append(n.starting, n.ready.Register(admin.TaskProxy))
@@ -70,24 +72,27 @@ func shutdown(s *admin.Server) error {
 // serve opens the pages: everything they show is there.
 func (n *node) serve() {
 	log := logs.Target(n.logger, "ztunnel::admin")
-	n.admin.Serve(admin.Pages{
+	pages := admin.Pages{
 		Dump: admin.Dump{
 			View:         n.store.View(),
 			Certificates: n.dumpCertificates,
 			Config:       func() any { return n.cfg },
 			Version:      func() any { return n.version },
 			Static:       n.dumpStatic,
-			Pods:         n.dumpPods,
 			Warnings:     n.warnings,
 		},
 		Log:      n.log,
 		Shutdown: n.stop.quit,
 		Route:    n.explain,
 		Live:     func() any { return n.liveByPod() },
-		Pods:     func() any { return n.podPage() },
-		BPF:      func() any { return n.capture.Counters() },
 		Logger:   log,
-	}.Handler())
+	}
+	if !n.cfg.Dedicated { // which has neither pods nor programs
+		pages.Dump.Pods = n.dumpPods
+		pages.Pods = func() any { return n.podPage() }
+		pages.BPF = func() any { return n.bpfPage() }
+	}
+	n.admin.Serve(pages.Handler())
 	n.stats.Serve(admin.Stats(n.registry, metrics.ContentType, log))
 	for _, task := range n.starting {
 		task.Done()
@@ -182,29 +187,14 @@ func connectionsOf(s live.Snapshot) *admin.Connections {
 // liveByPod is /debug/live: every open connection with its age, by pod.
 func (n *node) liveByPod() map[string]live.Snapshot {
 	out := map[string]live.Snapshot{}
+	if d := n.dedicated; d != nil {
+		out[d.pod.UID] = d.live()
+		return out
+	}
 	for _, s := range n.inpod.Pods() {
 		if p, ok := s.Proxy.(*podProxy); ok {
 			out[s.Pod.UID] = p.proxy.Live()
 		}
-	}
-	return out
-}
-
-// A podLine is one pod on /debug/pods.
-type podLine struct {
-	UID, Name, Namespace, ServiceAccount string
-	State                                string
-	Capture                              string `json:",omitempty"`
-	Error                                string `json:",omitempty"`
-}
-
-// podPage tells, other than the dump, a parked pod from one that ends.
-func (n *node) podPage() []podLine {
-	statuses := n.inpod.Pods()
-	out := make([]podLine, len(statuses))
-	for i, s := range statuses {
-		p := dumpPod(s)
-		out[i] = podLine{p.UID, p.Name, p.Namespace, p.ServiceAccount, string(s.State), p.Capture, p.Health}
 	}
 	return out
 }

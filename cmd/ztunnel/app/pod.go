@@ -35,8 +35,8 @@ type podProxy struct {
 	node    *node
 	pod     dataplane.Pod
 	capture *capture.Pod
-	proxy   *dataplane.Proxy
-	dns     *dnsproxy.Server
+	proxy   *dataplane.Proxy // nil in dedicated mode until it serves
+	dns     *dnsproxy.Server // nil: no names are answered
 
 	cancel context.CancelFunc // ends prefetch
 	tasks  sync.WaitGroup     // prefetch
@@ -92,14 +92,16 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 func (p *podProxy) sockets(dnsLog *slog.Logger) (dataplane.Sockets, error) {
 	cfg, captured := p.node.cfg, p.capture
 	s := dataplane.Sockets{
-		Outbound:    captured.Listener(capture.Outbound),
-		Plaintext:   captured.Listener(capture.Plaintext),
-		HBONE:       captured.Listener(capture.HBONE),
 		Dial:        captured.Dial,
 		Deliver:     captured.Deliver,
-		Transparent: cfg.keepsSource(),
+		Transparent: captured.Transparent(),
 	}
-	if cfg.SOCKS5 {
+	if cfg.Proxy {
+		s.Outbound = captured.Listener(capture.Outbound)
+		s.Plaintext = captured.Listener(capture.Plaintext)
+		s.HBONE = captured.Listener(capture.HBONE)
+	}
+	if cfg.Proxy && cfg.SOCKS5 {
 		l, err := captured.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), PortSOCKS5))
 		if err != nil {
 			return dataplane.Sockets{}, fmt.Errorf("SOCKS5: %w", err)
@@ -123,6 +125,7 @@ func (p *podProxy) dnsConfig(log *slog.Logger) dnsproxy.Config {
 	return dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
 		PreferredNamespace: n.cfg.PreferredNamespace,
+		Search:             n.searchDomains(),
 		IPv6:               n.cfg.IPv6,
 		Client: func(ctx context.Context) (*mesh.Workload, error) {
 			if w := dataplane.WaitWorkload(ctx, n.store, n.cfg.LocalNode, p.pod); w != nil {
@@ -234,7 +237,9 @@ func (p *podProxy) silence(grace time.Duration) {
 			p.dns.Close()
 		})
 	}
-	ends.Go(func() { p.proxy.Stop(grace) })
+	if p.proxy != nil {
+		ends.Go(func() { p.proxy.Stop(grace) })
+	}
 	ends.Wait()
 	p.tasks.Wait()
 }

@@ -25,7 +25,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
 	"github.com/ztunnel-go/ztunnel/internal/revocation"
-	"github.com/ztunnel-go/ztunnel/internal/sock"
 	"github.com/ztunnel-go/ztunnel/xds"
 )
 
@@ -67,7 +66,8 @@ type node struct {
 
 	identities identities // of enrolled pods
 
-	self *dataplane.Proxy // of our own pod; nil: we do not know who we are
+	self      *dataplane.Proxy // of our own pod; nil: we do not know who we are
+	dedicated *dedicated       // of the one workload; nil in shared mode, else capture, inpod and enrolled are
 
 	readiness, stats, admin *admin.Server
 
@@ -90,8 +90,13 @@ type closer struct {
 func run(ctx context.Context, params nodeParams) error {
 	n := &node{nodeParams: params, logger: params.log.Logger(), began: time.Now()}
 	defer n.close()
+	// What differs between the modes: what is built last, and what is served.
+	last, work := n.buildShared, n.serveShared
+	if n.cfg.Dedicated {
+		last, work = n.buildDedicated, n.serveDedicated
+	}
 	for _, build := range []func(context.Context) error{
-		n.buildMetrics, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, n.buildCapture, n.buildSelf,
+		n.buildMetrics, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, last,
 	} {
 		if err := build(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -100,15 +105,31 @@ func run(ctx context.Context, params nodeParams) error {
 			return err
 		}
 	}
-	n.buildEnrollment()
 	n.serve()
 	if !n.awaitState(ctx) {
 		return nil // asked to stop before there was anything to serve
 	}
+	return work(ctx) // nil: asked to stop
+}
+
+// buildShared prepares to serve a node's pods (PROXY_MODE=shared).
+func (n *node) buildShared(ctx context.Context) error {
+	if err := n.buildCapture(ctx); err != nil {
+		return err
+	}
+	if err := n.buildSelf(ctx); err != nil {
+		return err
+	}
+	n.buildEnrollment()
+	return nil
+}
+
+// serveShared talks with the node agent until ctx ends.
+func (n *node) serveShared(ctx context.Context) error {
 	if err := n.inpod.Run(ctx); err != nil { // the agent and we disagree; it has been logged
 		return fmt.Errorf("workload proxy manager: %w", err)
 	}
-	return nil // asked to stop
+	return nil
 }
 
 func (n *node) onClose(name string, f func() error) {
@@ -130,6 +151,8 @@ func (n *node) close() {
 // buildEnrollment prepares the conversation with the node agent; run holds it.
 func (n *node) buildEnrollment() {
 	n.inpod = inpod.New(n.enrollmentConfig())
+	n.registry.CapturedPods(n.capturedPods)
+	n.enrolled.Explain(n.ailing)
 	n.onClose("enrolment", n.closeEnrollment)
 	logs.Target(n.logger, "ztunnel::proxyfactory").Info("shared proxy mode - in-pod mode enabled")
 }
@@ -251,6 +274,7 @@ func (n *node) buildCapture(ctx context.Context) error {
 	n.capture = node
 	n.onClose("capture", func() error { node.Close(); return nil })
 	n.registry.Capture(n.captureCounts)
+	n.registry.CaptureChecks(n.checkCounts)
 	return nil
 }
 
@@ -259,6 +283,15 @@ func (n *node) captureCounts() []metrics.CaptureCount {
 	out := make([]metrics.CaptureCount, len(counters))
 	for i, c := range counters {
 		out[i] = metrics.CaptureCount{Hook: c.Hook, Reason: c.Reason, Value: c.Value}
+	}
+	return out
+}
+
+func (n *node) checkCounts() []metrics.CheckCount {
+	counts := n.capture.CheckCounts()
+	out := make([]metrics.CheckCount, len(counts))
+	for i, c := range counts {
+		out[i] = metrics.CheckCount(c)
 	}
 	return out
 }
@@ -276,11 +309,8 @@ func (c *Config) capture() (capture.Config, error) {
 	out := capture.Config{
 		Mode: mode, PinDir: c.Capture.PinDir, CgroupRoot: c.Capture.CgroupRoot,
 		HostNetns: c.Capture.HostNetns, ProbeScope: scope,
-		Keepalive: sock.Keepalive{
-			Enabled: c.Sockets.Keepalive, Time: c.Sockets.KeepaliveTime, Interval: c.Sockets.KeepaliveInterval,
-			Retries: int(c.Sockets.KeepaliveRetries), UserTimeout: c.Sockets.UserTimeout,
-		},
-		IPv6: c.IPv6, DNS: c.DNSProxy, PortReuse: c.Sockets.PortReuse,
+		Keepalive: c.keepalive(),
+		IPv6:      c.IPv6, DNS: c.DNSProxy, PortReuse: c.Sockets.PortReuse,
 		SpoofSource: c.keepsSource(),
 	}
 	if c.Sockets.PacketMark != nil {

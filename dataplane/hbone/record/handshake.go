@@ -62,7 +62,7 @@ func shake(ctx context.Context, nc net.Conn, cfg *tls.Config, client bool) (*Ses
 	if client {
 		side = tls.Client
 	}
-	tc := side(exact, log.into(cfg))
+	tc := side(exact, log.into(cfg, client))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
@@ -121,9 +121,12 @@ type keyLog struct{ client, server secret }
 
 // into returns a copy of cfg that tells k, also if cfg chooses another
 // configuration for each client.
-func (k *keyLog) into(cfg *tls.Config) *tls.Config {
+func (k *keyLog) into(cfg *tls.Config, client bool) *tls.Config {
 	c := cfg.Clone()
 	c.KeyLogWriter = k
+	if client {
+		return c
+	}
 	c.SessionTicketsDisabled = true // a ticket would be a record of crypto/tls's under our keys
 	if choose := c.GetConfigForClient; choose != nil {
 		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {

@@ -66,10 +66,23 @@ func NewReceiver(s ReceiverState) (Receiver, error) {
 	if err != nil {
 		return Receiver{}, err
 	}
-	if s.HeaderN > 4 || s.Left > maxMessage || s.Left > 0 && s.HeaderN < 4 || s.Useless > maxUseless {
-		return Receiver{}, fmt.Errorf("receiver with %d bytes of a header, %d to come and %d useless records", s.HeaderN, s.Left, s.Useless)
+	r := Receiver{half: half, client: s.Client, header: s.Header, headerN: s.HeaderN, left: s.Left, useless: s.Useless}
+	if !r.possible() {
+		return Receiver{}, fmt.Errorf("receiver with %d bytes of the header %x, %d to come and %d useless records", s.HeaderN, s.Header, s.Left, s.Useless)
 	}
-	return Receiver{half: half, client: s.Client, header: s.Header, headerN: s.HeaderN, left: s.Left, useless: s.Useless}, nil
+	return r, nil
+}
+
+// possible reports whether r can have come about.
+func (r *Receiver) possible() bool {
+	switch {
+	case r.useless > maxUseless || r.headerN > 4:
+		return false
+	case r.headerN < 4:
+		return r.left == 0
+	}
+	whole := *r
+	return whole.begin() == nil && r.left > 0 && r.left <= whole.left
 }
 
 // State is the direction as it stands, for [NewReceiver] elsewhere.

@@ -6,11 +6,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"io"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -21,15 +19,6 @@ import (
 )
 
 const uri = "spiffe://cluster.local/ns/default/sa/both"
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
 
 // configs are the two sides of a tunnel between workloads of one identity.
 func configs(t testing.TB) (client, server *tls.Config) {
@@ -199,7 +188,7 @@ func shaken(t testing.TB) (client, server *end) {
 	return newEnd(t, c, cs), newEnd(t, s, r.s)
 }
 
-// readAll is io.ReadFull of n bytes.
+// readN reads n bytes.
 func readN(r io.Reader, n int) ([]byte, error) {
 	b := make([]byte, n)
 	_, err := io.ReadFull(r, b)
