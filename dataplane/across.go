@@ -8,7 +8,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
-	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
 	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
@@ -49,7 +48,7 @@ func (p *Proxy) connectAcross(ctx context.Context, f *forwarding) (relay.Conn, e
 
 // tunnelWithin makes the inner tunnel, which is ours from then on.
 func (p *Proxy) tunnelWithin(ctx context.Context, f *forwarding, outer *hbone.Stream) (*hbone.Tunnel, func(), error) {
-	bundle, err := p.shared.Certs.Certificate(ctx, f.source.Identity(), certs.RealTime)
+	bundle, err := p.certificate(ctx, f.source.Identity())
 	if err != nil {
 		return nil, nil, &identityError{err}
 	}

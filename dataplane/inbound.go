@@ -19,7 +19,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
-	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
@@ -59,7 +58,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 	if err != nil {
 		return fmt.Errorf("signing error: workload is unknown: %s", p.pod.label())
 	}
-	bundle, err := p.shared.Certs.Certificate(p.ctx, local.Identity(), certs.RealTime)
+	bundle, err := p.certificate(p.ctx, local.Identity())
 	if err != nil {
 		return fmt.Errorf("signing error: %w", err)
 	}
@@ -117,6 +116,9 @@ func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arr
 		Local: local, Addr: c.Dst.Addr(), Network: p.cfg.Network,
 		Illegal: p.cfg.Illegal, LocalhostTunnel: p.cfg.LocalhostTunnel,
 	}
+	if err := p.learnTarget(in, target); err != nil {
+		return arrival{}, http.StatusServiceUnavailable, err
+	}
 	if err := in.Validate(p.view, target); err != nil {
 		return arrival{}, http.StatusBadRequest, err
 	}
@@ -144,7 +146,7 @@ func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arr
 // (contract 5.8, 12.4).
 func (p *Proxy) caller(ip netip.Addr, r *hbone.Connect) (*mesh.Workload, *report.Baggage) {
 	if network := r.Header("x-forwarded-network"); len(network) == 0 || strings.EqualFold(network[0], p.cfg.Network) {
-		if w := p.view.WorkloadAt(mesh.NetworkAddr{Network: p.cfg.Network, Addr: ip}); w != nil {
+		if w := p.peer(ip); w != nil {
 			return w, nil
 		}
 	}
@@ -240,7 +242,7 @@ func (p *Proxy) plaintext(c *capture.Conn) {
 		report: report.Params{
 			Reporter: report.Destination,
 			Src:      c.Peer, Dst: c.Dst,
-			Source:      p.view.WorkloadAt(mesh.NetworkAddr{Network: p.cfg.Network, Addr: c.Peer.Addr()}),
+			Source:      p.peer(c.Peer.Addr()),
 			Destination: local,
 			Service:     route.GuessService(p.view, local, route.Services(p.view, local), "", c.Dst.Port()),
 		},
@@ -302,8 +304,14 @@ func (p *Proxy) arrive(a arrival, from caller) {
 	answered := context.AfterFunc(from.waiting(), func() { cancel(p.whyGone()) })
 	defer answered()
 	rep := p.shared.Reporter.Open(a.report)
+	local, err := p.awaitPolicies(ctx, a.local)
+	if err != nil {
+		from.refuse(err)
+		rep.Close(endOf(ctx, err))
+		return
+	}
 	entry, err := p.live.Admit(live.Inbound{
-		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: a.local, Service: a.host,
+		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: local, Service: a.host,
 	}, cancel)
 	if err != nil {
 		from.refuse(err)

@@ -15,7 +15,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
-	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -72,7 +71,9 @@ func (p *Proxy) decide(log *slog.Logger, c *capture.Conn) (*mesh.Workload, route
 	if err != nil {
 		return nil, route.Outcome{}, err
 	}
-	out := p.ask(log, route.Query{Source: source, SourceIP: c.Peer.Addr(), Network: p.cfg.Network, Dst: c.Dst})
+	out := p.ask(log, route.Query{
+		Source: source, SourceIP: c.Peer.Addr(), Network: p.cfg.Network, Dst: c.Dst, OnDemand: p.shared.Demand != nil,
+	})
 	switch {
 	case out.Kind == route.Refuse && p.ctx.Err() != nil: // it may be for want of a name
 		return nil, out, context.Cause(p.ctx)
@@ -80,22 +81,6 @@ func (p *Proxy) decide(log *slog.Logger, c *capture.Conn) (*mesh.Workload, route
 		return nil, out, out.Err
 	}
 	return source, out, nil
-}
-
-// ask decides, and looks hostnames up as long as the decision needs them.
-func (p *Proxy) ask(log *slog.Logger, q route.Query) route.Outcome {
-	for {
-		out := route.Decide(p.view, q, p.balance.Choose)
-		if out.Kind != route.Resolve {
-			return out
-		}
-		p.shared.Reporter.HostLookup(q.Source, out.Resolve)
-		addrs, err := p.shared.Lookup(p.ctx, out.Resolve)
-		if err != nil {
-			log.Warn("dns lookup failed", slog.String("hostname", out.Resolve), slog.String("error", err.Error()))
-		}
-		q = out.Again(addrs, err)
-	}
 }
 
 func outboundReport(c *capture.Conn, source *mesh.Workload, out route.Outcome) report.Params {
@@ -199,7 +184,7 @@ func (p *Proxy) dialTunnel(ctx context.Context, k hbone.Key) (net.Conn, error) {
 
 // handshake is how a new tunnel begins. The certificate is that of the moment.
 func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, error) {
-	bundle, err := p.shared.Certs.Certificate(ctx, k.Local, certs.RealTime)
+	bundle, err := p.certificate(ctx, k.Local)
 	if err != nil {
 		return hbone.Handshake{}, &identityError{err}
 	}

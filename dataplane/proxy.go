@@ -16,6 +16,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
@@ -26,20 +35,11 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
-	"log/slog"
-	"maps"
-	"net"
-	"net/netip"
-	"slices"
-	"sync"
-	"sync/atomic"
-	"syscall"
-	"time"
 )
 
 const (
-	// workloadWait is how long a connection waits for the pod's own workload
-	// to arrive from the control plane (contract 16).
+	// workloadWait is how long a connection waits for what it cannot be judged
+	// without (contract 16).
 	workloadWait = 5 * time.Second
 
 	// An accept that fails for want of descriptors or memory fails again at
@@ -54,7 +54,8 @@ const (
 type Config struct {
 	Network         string        // of this node; may be empty
 	Node            string        // workloads of other nodes are not local; empty: all are
-	WorkloadWait    time.Duration // how long a connection waits for the pod's own workload; 0: 5 s
+	ClusterID       string        // of this node; part of how istiod names its pods
+	WorkloadWait    time.Duration // how long a connection waits for what it cannot be judged without; 0: 5 s
 	SOCKSWait       time.Duration // how long a SOCKS client may take to say where to; 0: 10 s
 	ResponseBaggage bool          // send baggage with 200 and read it from requests
 	MaxStreams      int           // user connections on one tunnel; 0: 100
@@ -107,7 +108,12 @@ type Shared struct {
 	Balance *balance.Table
 	// Lookup resolves the hostname of a workload without addresses, outside any pod (contract 3.8).
 	Lookup func(ctx context.Context, hostname string) ([]netip.Addr, error)
-	Logger *slog.Logger
+	// Demand has the control plane tell of a workload or service by one of its
+	// names (contract 8.7), and returns when Store holds what it said; nil:
+	// Store has everything without being asked for it.
+	Demand  func(ctx context.Context, name string) error
+	Metrics *Metrics // nil: waits are not counted
+	Logger  *slog.Logger
 }
 
 /* The life of a proxy
@@ -132,6 +138,10 @@ type Proxy struct {
 	live    *live.Table
 	balance *balance.Table
 
+	waits     waits
+	absent    absences
+	inquiries inquiries
+
 	// ctx ends when connections must: its cause says why.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -141,7 +151,6 @@ type Proxy struct {
 	conns     sync.WaitGroup // one per accepted socket; ends with it
 	watcher   sync.WaitGroup // of policies; ends with ctx
 	stopOnce  sync.Once
-	waiting   atomic.Int64 // connections that wait for the pod's workload
 
 	mu      sync.Mutex
 	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels, which a drain must tell
@@ -322,65 +331,4 @@ func (p *Proxy) removeTunnel(t *hbone.ServerConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.tunnels, t)
-}
-
-// workload is the pod's own. If it is not there yet it may come within
-// Config.WorkloadWait (contract 3.1 step 3); the error says that it did not,
-// or why there was no time.
-func (p *Proxy) workload(log *slog.Logger) (*mesh.Workload, error) {
-	if w := p.pod.in(p.shared.Store, p.cfg.Node); w != nil {
-		return w, nil
-	}
-	p.waiting.Add(1)
-	defer p.waiting.Add(-1)
-	ctx, done := context.WithTimeout(p.ctx, p.cfg.WorkloadWait)
-	defer done()
-	if w := WaitWorkload(ctx, p.shared.Store, p.cfg.Node, p.pod); w != nil {
-		return w, nil
-	}
-	if p.ctx.Err() != nil {
-		return nil, context.Cause(p.ctx)
-	}
-	log.Warn(fmt.Sprintf("timed out waiting for workload '%s' from xds", p.pod.label()))
-	return nil, &unknownWorkloadError{p.pod}
-}
-
-// Waiting is how many connections wait for the pod's workload.
-func (p *Proxy) Waiting() int { return int(p.waiting.Load()) }
-
-// An unknownWorkloadError is a pod whose workload the control plane has not
-// sent.
-type unknownWorkloadError struct{ pod Pod }
-
-func (e *unknownWorkloadError) Error() string {
-	return "failed to fetch information about local workload: " + e.pod.label()
-}
-
-// WaitWorkload waits, until ctx ends, for the workload that belongs to pod
-// among those of node; nil says that it did not come. An empty node means any.
-func WaitWorkload(ctx context.Context, store *mesh.Store, node string, pod Pod) *mesh.Workload {
-	for {
-		changed, forget := store.WorkloadChanged(pod.Namespace, pod.Name)
-		w := pod.in(store, node)
-		if w == nil {
-			select {
-			case <-changed:
-			case <-ctx.Done():
-			}
-		}
-		forget()
-		if w != nil || ctx.Err() != nil {
-			return w
-		}
-	}
-}
-
-// in looks for the pod's workload.
-func (p Pod) in(store *mesh.Store, node string) *mesh.Workload {
-	return store.View().LocalWorkload(node, p.Name, p.Namespace, p.ServiceAccount)
-}
-
-// label is how logs and errors name the pod: <service account>.<namespace> (<name>).
-func (p Pod) label() string {
-	return fmt.Sprintf("%s.%s (%s)", p.ServiceAccount, p.Namespace, p.Name)
 }

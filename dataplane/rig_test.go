@@ -44,6 +44,9 @@ type lan struct {
 	t     *testing.T
 	store *mesh.Store
 	ca    *certstest.Authority
+	// demand is whom pods that are started from now on ask for what the mesh
+	// does not hold; nil: nobody.
+	demand func(context.Context, string) error
 
 	balance  *balance.Table    // of all pods that are started from now on
 	balanced *metrics.Registry // what is counted of it
@@ -300,6 +303,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 	equip(&sockets)
 	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, sockets, Shared{
 		Store: n.store, Certs: p.certs, Lookup: lookup, Balance: n.balance,
+		Demand: n.demand, Metrics: NewMetrics(p.registry.Registerer()),
 		Reporter: report.New(report.NewMetrics(p.registry), logger),
 		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
 	})

@@ -41,6 +41,7 @@ func (d *decision) lookup(network string, addr netip.AddrPort, why purpose) (ups
 	if w := d.view.WorkloadAt(at); w != nil {
 		return upstream{workload: w, port: addr.Port()}, true
 	}
+	d.miss(at)
 	return upstream{}, false
 }
 
@@ -58,6 +59,9 @@ func (d *decision) balance(svc *mesh.Service, port uint16, why purpose) (upstrea
 	d.say("Of %d endpoints of %v, %d are eligible and nearest.", near.members, svc.Key(), len(near.found))
 	i, ok := d.choose(near.candidates)
 	if !ok {
+		// istiod does not tell of endpoints that a service gets after it was
+		// asked for; to ask again brings them.
+		d.miss(svc.Key())
 		return upstream{}, false
 	}
 	up := near.found[i]

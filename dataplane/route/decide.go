@@ -32,6 +32,11 @@ import (
 // waypoint and an endpoint); more come only from state that keeps changing.
 const maxNames = 4
 
+// maxLearned bounds how many names of resources one connection may wait for.
+// Four are real: what was dialled, its waypoint, and a gateway with its
+// network's other address.
+const maxLearned = 8
+
 // Decide says what to do with a connection (contract 3). pick chooses where
 // there are several; where there is no choice it is not asked.
 func Decide(v mesh.View, q Query, pick Chooser) Outcome {
@@ -41,6 +46,10 @@ func Decide(v mesh.View, q Query, pick Chooser) Outcome {
 	out, err := d.decide()
 	var need *needName
 	switch {
+	case d.missing != "":
+		// Whatever the answer was, it was for want of this.
+		d.say("%s is unknown, and has to be asked for first.", d.missing)
+		out, d.picked = Outcome{Kind: Learn, Learn: d.missing}, d.picked[:d.pickedThen]
 	case err == nil:
 	case errors.As(err, &need) && len(q.answers) < maxNames:
 		d.say("The hostname %s has to be looked up first.", need.workload.Hostname)
@@ -61,15 +70,28 @@ type decision struct {
 	query Query
 	pick  Chooser
 
-	picked   []choice // all so far, replayed ones included
-	warnings []string
-	steps    []string
+	picked  []choice // all so far, replayed ones included
+	missing string   // the first name that was not known and may become so
+	// pickedThen is the length of picked when missing was missed.
+	pickedThen int
+	warnings   []string
+	steps      []string
 }
 
 func (d *decision) say(format string, args ...any) {
 	if d.query.Explain {
 		d.steps = append(d.steps, fmt.Sprintf(format, args...))
 	}
+}
+
+// miss notes that something was looked for and is not known: in on-demand mode
+// that is no answer until it has been asked for.
+func (d *decision) miss(name fmt.Stringer) {
+	q := &d.query
+	if !q.OnDemand || d.missing != "" || len(q.learned) >= maxLearned || slices.Contains(q.learned, name.String()) {
+		return
+	}
+	d.missing, d.pickedThen = name.String(), len(d.picked)
 }
 
 func (d *decision) decide() (Outcome, error) {
@@ -116,6 +138,7 @@ func (d *decision) askedService() *mesh.Service {
 		d.say("%v is an address of the service %v.", at.Addr, svc.Key())
 	} else {
 		d.say("%v is unknown in network %q.", at.Addr, at.Network)
+		d.miss(at)
 	}
 	return svc
 }

@@ -7,7 +7,8 @@
 //
 // It is pure. It opens no socket, reads no clock, writes no log and draws no
 // random number; its inputs are a [mesh.View] and the arguments. If a name has
-// to be looked up first it says which, and is asked again with the answer.
+// to be looked up first, or the control plane to be asked, it says for what, and
+// is asked again with the answer.
 // The steps it took come back in words when asked for, which is what
 // /debug/route prints.
 //

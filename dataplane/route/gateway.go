@@ -75,6 +75,7 @@ func (d *decision) gateway(g *mesh.GatewayAddress, why purpose) (up upstream, ne
 	if w := d.view.WorkloadByHostname(g.Hostname); w != nil {
 		return upstream{workload: w, port: g.HBONEMTLSPort}, near, true
 	}
+	d.miss(g)
 	return upstream{}, near, false
 }
 
@@ -124,6 +125,7 @@ func (d *decision) fromWaypointOf(w *mesh.Workload) bool {
 		return d.sayFrom(isClient(one))
 	}
 	if svc == nil {
+		d.miss(w.Waypoint)
 		return false
 	}
 	is := false

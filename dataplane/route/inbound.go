@@ -120,6 +120,49 @@ func (in Inbound) is(v mesh.View, g *mesh.GatewayAddress) bool {
 	return w != nil && w.HasIP(in.Addr.Unmap())
 }
 
+// Unknown lists what [Inbound.Validate] and [Inbound.Upstream] would look at
+// and v does not have. In on-demand mode it may only not have been asked for;
+// who asks may find more that is unknown behind it.
+func (in Inbound) Unknown(v mesh.View, t Target) []string {
+	if !t.Addr.IsValid() {
+		if v.ServiceByHostname(t.Hostname, in.Local.Namespace) != nil {
+			return nil
+		}
+		return in.named(t.Hostname)
+	}
+	if t.Addr.Addr() == in.Addr.Unmap() || in.Local.ApplicationTunnel != nil {
+		return nil
+	}
+	at := mesh.NetworkAddr{Network: in.Network, Addr: t.Addr.Addr()}
+	if v.WorkloadAt(at) == nil && v.AnyServiceByVIP(at) == nil {
+		return []string{at.String()}
+	}
+	g := waypointAt(v, at)
+	if g == nil {
+		return nil
+	}
+	if w, svc := gatewayTarget(v, g); w != nil || svc != nil {
+		return nil
+	}
+	return []string{g.String()}
+}
+
+// named are the keys that a service with a hostname may have: those of the
+// services that the pod is in, else its own namespace's.
+func (in Inbound) named(hostname string) []string {
+	var keys []string
+	for key := range in.Local.Services {
+		if key.Hostname == hostname {
+			keys = append(keys, key.String())
+		}
+	}
+	if len(keys) == 0 {
+		return []string{mesh.NamespacedHostname{Namespace: in.Local.Namespace, Hostname: hostname}.String()}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
 // Upstream says where a request for t is delivered (contract 5.4). Only the
 // port comes from the request: the address is the pod's.
 func (in Inbound) Upstream(v mesh.View, t Target) (Upstream, error) {

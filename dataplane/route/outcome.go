@@ -20,7 +20,11 @@ type Query struct {
 	Network  string         // the network this node is in (NETWORK)
 	Dst      netip.AddrPort // where the application was bound
 	Explain  bool           // fill Outcome.Steps
+	// OnDemand says that what is not in the view may only not have been asked
+	// for (XDS_ON_DEMAND): the outcome may then be [Learn].
+	OnDemand bool
 
+	learned []string // what has been asked for since the first asking
 	answers []answer // names that were looked up since the first asking
 	picks   []choice // what was chosen then, so that it stays the same
 	failed  []string // UIDs of endpoints that could not be reached
@@ -42,6 +46,7 @@ const (
 	Tunnel                   // HBONE to Dial, asking for Authority
 	DoubleTunnel             // HBONE to Dial, and through it HBONE again to the far network
 	Resolve                  // look the hostname in Resolve up, then ask again with Again
+	Learn                    // have the control plane tell of the name in Learn, then ask again with Learned
 )
 
 // String is the kind's name for people; the first three that connect are the
@@ -56,6 +61,8 @@ func (k Kind) String() string {
 		return "DOUBLEHBONE"
 	case Resolve:
 		return "resolve"
+	case Learn:
+		return "learn"
 	default:
 		return "refuse"
 	}
@@ -82,6 +89,7 @@ type Outcome struct {
 	Rivals bool
 
 	Resolve string // Resolve: the hostname to look up, both address families
+	Learn   string // Learn: a resource name, or an alias of one (contract 8.7)
 	Err     error  // Refuse: the text is the access log's (contract 14.6)
 
 	Warnings []string // to be logged: parts of the mesh's state that were ignored
@@ -96,6 +104,14 @@ type Outcome struct {
 func (o Outcome) Again(addrs []netip.Addr, err error) Query {
 	q := o.query
 	q.answers = append(slices.Clone(q.answers), answer{o.Resolve, addrs, err})
+	return q
+}
+
+// Learned is the query to ask once the control plane has spoken of the name in
+// o.Learn, whatever it said. The name will not be wanted again.
+func (o Outcome) Learned() Query {
+	q := o.query
+	q.learned = append(slices.Clone(q.learned), o.Learn)
 	return q
 }
 

@@ -84,6 +84,8 @@ func catalogue() []Family {
 		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_on_demand_requests_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
+		{Name: "ztunnel_unknown_policies_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_wait_timeouts_total", Kind: Counter, Labels: []string{"what"}, Ours: true},
 	})
 }
 

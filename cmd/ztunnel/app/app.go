@@ -111,11 +111,8 @@ var errFIPSOff = errors.New("the FIPS mode of crypto/tls is off, so that TLS_CHA
 // unsupported names what the environment asks for and this build cannot do.
 // To go on without it would be to do something else than was asked.
 func (c *Config) unsupported() error {
-	switch {
-	case !c.Proxy && !c.Dedicated:
-		return fmt.Errorf("ENABLE_PROXY=false is not supported: pods that are captured would have no proxy")
-	case c.Control.OnDemand:
-		return fmt.Errorf("XDS_ON_DEMAND=true is not supported yet")
+	if !c.Proxy && !c.Dedicated {
+		return errors.New("ENABLE_PROXY=false is not supported: pods that are captured would have no proxy")
 	}
 	return nil
 }

@@ -49,7 +49,8 @@ func TestAStartThatCannotBe(t *testing.T) {
 		{map[string]string{"RUST_LOG": "a=b"}, "Error: invalid env var RUST_LOG=a=b ("},
 		{map[string]string{"IPV6_ENABLED": "1"}, "Error: invalid env var IPV6_ENABLED=1 ("},
 		{map[string]string{"ENABLE_PROXY": "false"}, "Error: ENABLE_PROXY=false is not supported"},
-		{map[string]string{"XDS_ON_DEMAND": "true", "ISTIO_META_DNS_CAPTURE": "off"}, "Error: XDS_ON_DEMAND=true is not supported"},
+		{map[string]string{"XDS_ON_DEMAND": "true"}, "Error: error parsing proxy config: DNS proxy does not currently support on-demand mode"},
+		{map[string]string{"WORKLOAD_WAIT_TIMEOUT": "0"}, "Error: invalid configuration: WORKLOAD_WAIT_TIMEOUT must be longer than zero"},
 	} {
 		status, _, err := command(t, tc.vars, "proxy", "ztunnel")
 		if status != 1 || !strings.HasPrefix(err, tc.want) || strings.Count(err, "\n") != 1 {

@@ -89,6 +89,11 @@ type Config struct {
 	// Resolver is what that file says. Load does not read it: its grammar
 	// belongs to dnsproxy. Whoever parses it puts the result here to be shown.
 	Resolver Resolver
+	// WorkloadWait is how long a connection waits for what it cannot be judged
+	// without: its pod's workload and certificate, a policy that the workload
+	// names, an answer of the control plane. WORKLOAD_WAIT_TIMEOUT (ours),
+	// default 5 s.
+	WorkloadWait time.Duration
 	// LocalhostAppTunnel dials PROXY-protocol tunnels of applications on
 	// loopback. LOCALHOST_APP_TUNNEL, default true.
 	LocalhostAppTunnel bool

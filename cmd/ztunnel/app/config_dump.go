@@ -102,6 +102,7 @@ func (c *Config) ours() object {
 		{"tls12Enabled", c.Control.TLS12},
 		{"authzPolicyInfoLogging", c.PolicyInfo},
 		{"lbPolicy", c.Balance},
+		{"workloadWaitTimeout", duration(c.WorkloadWait)},
 	}
 }
 

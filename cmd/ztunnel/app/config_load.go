@@ -46,6 +46,7 @@ func Load(env Env, args []string) (*Config, error) {
 		Threads:            r.threads(mesh.concurrency),
 		InpodUDS:           r.text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
 		ResolvConf:         r.text("RESOLV_CONF", "/etc/resolv.conf"),
+		WorkloadWait:       r.duration("WORKLOAD_WAIT_TIMEOUT", 5*time.Second),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
 		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
@@ -82,6 +83,9 @@ func or[T any](p *T, def T) T {
 func (c *Config) check() error {
 	if c.DNSProxy && c.Control.OnDemand {
 		return errors.New("error parsing proxy config: DNS proxy does not currently support on-demand mode")
+	}
+	if c.WorkloadWait == 0 {
+		return errors.New("invalid configuration: WORKLOAD_WAIT_TIMEOUT must be longer than zero: nobody would wait for the workload of a new pod")
 	}
 	if !c.Proxy && !c.DNSProxy {
 		return errors.New("error parsing proxy config: ztunnel run without any servers enabled")

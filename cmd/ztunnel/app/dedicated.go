@@ -86,10 +86,7 @@ func (n *node) serveDedicated(ctx context.Context) error {
 		}
 	}
 	if n.cfg.Proxy {
-		p.proxy = dataplane.Start(n.proxyConfig(), p.pod, p.bound, dataplane.Shared{
-			Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookupHost,
-			Logger: logs.Target(n.logger, "proxy"),
-		})
+		p.proxy = dataplane.Start(n.proxyConfig(), p.pod, p.bound, n.shared(logs.Target(n.logger, "proxy")))
 	}
 	close(p.serving)
 	<-ctx.Done()

@@ -212,6 +212,7 @@ func (n *node) explain(src netip.Addr, dst netip.AddrPort) ([]string, error) {
 	}
 	out := route.Decide(view, route.Query{
 		Source: source, SourceIP: src, Network: n.cfg.Network, Dst: dst, Explain: true,
+		OnDemand: n.cfg.Control.OnDemand && n.feed != nil,
 	}, n.balance.Choose)
 	lines := append([]string{fmt.Sprintf("source: %s (%s)", source.UID, source.Identity())}, out.Steps...)
 	lines = append(lines, "outcome: "+out.Kind.String())
@@ -238,6 +239,7 @@ func outcomeLines(out route.Outcome) []string {
 	}
 	add(len(out.Expect) > 0, "expected identities: %v", out.Expect)
 	add(out.Resolve != "", "to be resolved first: %s", out.Resolve)
+	add(out.Learn != "", "to be asked for first: %s", out.Learn)
 	return lines
 }
 

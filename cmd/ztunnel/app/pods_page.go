@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 )
@@ -20,10 +21,10 @@ type podLine struct {
 	State   string      `json:"state"`
 	Capture string      `json:"capture,omitempty"` // the tier
 	Checks  []checkLine `json:"checks,omitempty"`
-	// Waiting are the connections that wait for the pod's workload.
-	Waiting   int         `json:"waiting"`
-	Error     string      `json:"error,omitempty"`     // what is wrong now
-	LastError *troubleAgo `json:"lastError,omitempty"` // what was wrong the last time
+	// Waiting are the connections that cannot be judged yet.
+	Waiting   dataplane.Waiting `json:"waiting"`
+	Error     string            `json:"error,omitempty"`     // what is wrong now
+	LastError *troubleAgo       `json:"lastError,omitempty"` // what was wrong the last time
 }
 
 // A checkLine is how one of a pod's test connections ended the last time.

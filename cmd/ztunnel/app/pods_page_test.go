@@ -25,7 +25,7 @@ func TestThePodsPageSaysWhatIsWrongAndWas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"uid":"u","name":"p","namespace":"ns","serviceAccount":"sa","state":"Pending","waiting":0,` +
+	const want = `{"uid":"u","name":"p","namespace":"ns","serviceAccount":"sa","state":"Pending","waiting":{"workload":0,"certificate":0,"policy":0,"answer":0,"expired":0},` +
 		`"error":"no cgroup","lastError":{"error":"no cgroup","age":"1.5s"}}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)

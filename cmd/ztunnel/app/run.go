@@ -43,11 +43,11 @@ type nodeParams struct {
 type node struct {
 	nodeParams
 	logger *slog.Logger
-	began  time.Time
 
 	registry   *metrics.Registry
 	reporter   *report.Reporter
 	balance    *balance.Table // of all pods
+	waits      *dataplane.Metrics
 	dnsMetrics *dnsproxy.Metrics
 	ready      *admin.Tasks
 	state      *admin.Task   // the control plane has told everything once
@@ -88,7 +88,7 @@ type closer struct {
 // The end is the reverse, so that one can watch it: readiness first of all,
 // with it enrolment and every pod's connections, the admin pages last.
 func run(ctx context.Context, params nodeParams) error {
-	n := &node{nodeParams: params, logger: params.log.Logger(), began: time.Now()}
+	n := &node{nodeParams: params, logger: params.log.Logger()}
 	defer n.close()
 	// What differs between the modes: what is built last, and what is served.
 	last, work := n.buildShared, n.serveShared
@@ -193,6 +193,7 @@ func (n *node) buildMetrics(context.Context) error {
 	n.registry = metrics.New(n.version.IstioVersion)
 	n.registry.LogLines(n.log.Lost)
 	n.reporter = report.New(report.NewMetrics(n.registry), n.logger)
+	n.waits = dataplane.NewMetrics(n.registry.Registerer())
 	if err := n.buildBalance(); err != nil {
 		return err
 	}
@@ -333,7 +334,7 @@ func (n *node) proxyConfig() dataplane.Config {
 		level = slog.LevelInfo
 	}
 	return dataplane.Config{
-		Network: c.Network, Node: c.LocalNode, ResponseBaggage: c.ResponseBaggage,
+		Network: c.Network, Node: c.LocalNode, ClusterID: c.ClusterID, WorkloadWait: c.WorkloadWait, ResponseBaggage: c.ResponseBaggage,
 		MaxStreams: int(c.HBONE.MaxStreams), IdleTimeout: c.HBONE.IdleTimeout,
 		Settings: hbone.Settings{
 			StreamWindow: c.HBONE.StreamWindow, ConnWindow: c.HBONE.ConnectionWindow, MaxFrameSize: c.HBONE.FrameSize,
@@ -341,6 +342,18 @@ func (n *node) proxyConfig() dataplane.Config {
 		TLS:     mtls.Options{TLS12: c.Control.TLS12, PQC: c.Control.PQC, Revocation: n.revoked},
 		Illegal: c.IllegalPorts, LocalhostTunnel: c.LocalhostAppTunnel, DecisionLevel: level,
 	}
+}
+
+// shared is what every pod's proxy shares with the others.
+func (n *node) shared(logger *slog.Logger) dataplane.Shared {
+	s := dataplane.Shared{
+		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookupHost,
+		Metrics: n.waits, Logger: logger,
+	}
+	if n.cfg.Control.OnDemand && n.feed != nil {
+		s.Demand = n.feed.Demand
+	}
+	return s
 }
 
 // releaseStrays lets go of pods that were deleted while no process was there

@@ -42,10 +42,7 @@ func (n *node) buildSelf(context.Context) error {
 	n.self = dataplane.Start(n.proxyConfig(),
 		dataplane.Pod{Name: who.Name, Namespace: who.Namespace, ServiceAccount: who.ServiceAccount},
 		dataplane.Sockets{HBONE: ownListener{l}, Dial: dial, Deliver: deliver},
-		dataplane.Shared{
-			Store: n.store, Certs: n.certs, Reporter: n.reporter, Lookup: n.lookupHost,
-			Logger: logs.Span(n.logger, "proxy", slog.Any("wl", logs.Bare(who.Namespace+"/"+who.Name))),
-		})
+		n.shared(logs.Span(n.logger, "proxy", slog.Any("wl", logs.Bare(who.Namespace+"/"+who.Name)))))
 	return nil // closeEnrollment ends it; nothing between here and there can fail
 }
 

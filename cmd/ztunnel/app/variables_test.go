@@ -23,6 +23,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 	"github.com/ztunnel-go/ztunnel/internal/sock"
+	"github.com/ztunnel-go/ztunnel/xds"
 )
 
 // The tests of this file follow each variable to what the part of the proxy
@@ -90,6 +91,7 @@ func TestVariablesOfPods(t *testing.T) {
 		}, true},
 		{"LOCALHOST_APP_TUNNEL", "false", func(n *node) any { return n.proxyConfig().LocalhostTunnel }, false},
 		{"AUTHZ_POLICY_INFO_LOGGING", "true", func(n *node) any { return n.proxyConfig().DecisionLevel }, slog.LevelInfo},
+		{"WORKLOAD_WAIT_TIMEOUT", "7s", func(n *node) any { return n.proxyConfig().WorkloadWait }, 7 * time.Second},
 		{"INPOD_UDS", "/x/zds.sock", func(n *node) any { return n.enrollmentConfig().Socket }, "/x/zds.sock"},
 	})
 }
@@ -145,6 +147,15 @@ func TestVariablesOfTheControlPlane(t *testing.T) {
 		{"ISTIO_META_A", "1", func(n *node) any { return n.xdsConfig().Node.Metadata["A"] }, "1"},
 		{"ISTIO_METAJSON_A", "[1]", func(n *node) any { return string(n.xdsConfig().Node.MetadataJSON["A"]) }, "[1]"},
 		{"PROXY_CONFIG", `{discoveryAddress: "d:1", proxyMetadata: {}}`, func(n *node) any { return n.xdsConfig().Control.Address }, "https://d:1"},
+	})
+}
+
+func TestOnDemandTheControlPlaneIsAsked(t *testing.T) {
+	lead(t, map[string]string{"ISTIO_META_DNS_CAPTURE": "false"}, []given{
+		{"XDS_ON_DEMAND", "true", func(n *node) any {
+			n.feed = &xds.Feed{}
+			return []bool{n.xdsConfig().OnDemand, n.shared(n.logger).Demand != nil}
+		}, []bool{true, true}},
 	})
 }
 

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics are what is counted of the connections of all pods that had to wait.
+// A nil one counts nothing.
+type Metrics struct {
+	waits   *prometheus.CounterVec
+	unknown prometheus.Counter
+}
+
+// NewMetrics makes the families ztunnel_wait_timeouts_total and
+// ztunnel_unknown_policies_total and registers them. It panics if they are
+// registered already.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		waits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ztunnel_wait_timeouts_total",
+			Help: "Connections that waited in vain, by what they waited for (unstable)",
+		}, []string{"what"}),
+		unknown: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ztunnel_unknown_policies_total",
+			Help: "Policies that a workload names and that were not known when a connection was judged without them (unstable)",
+		}),
+	}
+	r.MustRegister(m.waits, m.unknown)
+	return m
+}
+
+func (m *Metrics) expired(what string) {
+	if m != nil {
+		m.waits.WithLabelValues(what).Inc()
+	}
+}
+
+func (m *Metrics) unknownPolicies(n int) {
+	if m != nil && n > 0 {
+		m.unknown.Add(float64(n))
+	}
+}
