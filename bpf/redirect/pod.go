@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -29,6 +30,7 @@ type Pod struct {
 	twins     map[uint32]*ebpf.Program // see Ask
 	link      link.Link
 	dns       bool
+	claimed   atomic.Bool // see Claim
 }
 
 // Pod attaches the steering program to the namespace of descriptor ns, whose
@@ -36,7 +38,7 @@ type Pod struct {
 // answered for the pod. What it steers depends on [Pod.Enroll].
 func (n *Node) Pod(cookie uint64, ns int, dns bool) (*Pod, error) {
 	p := &Pod{node: n, cookie: cookie, dns: dns, twins: map[uint32]*ebpf.Program{}, dir: filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10))}
-	err := n.write(func() error { return p.open(ns) })
+	err := n.locked(func() error { return p.open(ns) })
 	if err != nil {
 		p.Close()
 		return nil, fmt.Errorf("steer namespace %d: %w", cookie, err)
@@ -133,7 +135,7 @@ func (p *Pod) Attached(ns int) error {
 // SetListener puts the listening socket of a descriptor into a slot, at once
 // and for all connections from then on.
 func (p *Pod) SetListener(s Slot, fd int) error {
-	err := p.node.write(func() error {
+	err := p.write(func() error {
 		return p.listeners.Update(uint32(s), uint64(fd), ebpf.UpdateAny)
 	})
 	if err != nil {
@@ -158,7 +160,7 @@ func (p *Pod) SetAddresses(addrs []netip.Addr) error {
 	for _, a := range addrs {
 		want[ownKey(p.cookie, a)] = true
 	}
-	err := p.node.write(func() error {
+	err := p.write(func() error {
 		m := p.node.maps[redirectMapAddresses]
 		for key := range want {
 			if err := m.Update(key, uint32(1), ebpf.UpdateAny); err != nil {
@@ -195,7 +197,7 @@ func (n *Node) forgetAddresses(gone func(redirectOwnKey) bool) error {
 // Enroll begins the capture of every socket that the namespace opens from now
 // on.
 func (p *Pod) Enroll() error {
-	err := p.node.write(func() error {
+	err := p.write(func() error {
 		return p.node.maps[redirectMapEnrolled].Update(p.cookie, p.node.generation, ebpf.UpdateAny)
 	})
 	if err != nil {
@@ -206,7 +208,7 @@ func (p *Pod) Enroll() error {
 
 // Unenroll ends it. Sockets already captured stay confined to lo.
 func (p *Pod) Unenroll() error {
-	if err := p.node.write(func() error { return p.node.unenroll(p.cookie) }); err != nil {
+	if err := p.write(func() error { return p.node.unenroll(p.cookie) }); err != nil {
 		return fmt.Errorf("un-enroll namespace %d: %w", p.cookie, err)
 	}
 	return nil
@@ -226,7 +228,7 @@ func (p *Pod) Counts() ([]Count, error) { return readCounts(p.counters) }
 // Remove un-enrolls, detaches and unpins. The caller has seen to it that no
 // socket is left that needs the program.
 func (p *Pod) Remove() error {
-	err := p.node.write(func() error { return p.node.removePod(p.cookie, p.dir) })
+	err := p.write(func() error { return p.node.removePod(p.cookie, p.dir) })
 	if err != nil {
 		return fmt.Errorf("remove namespace %d: %w", p.cookie, err)
 	}
@@ -236,8 +238,17 @@ func (p *Pod) Remove() error {
 func (n *Node) removePod(cookie uint64, dir string) error {
 	return errors.Join(
 		n.unenroll(cookie),
+		n.disown(cookie),
 		n.forgetAddresses(func(k redirectOwnKey) bool { return k.Netns == cookie }),
 		os.RemoveAll(dir))
+}
+
+func (n *Node) disown(cookie uint64) error {
+	err := n.maps[mapOwners].Delete(cookie)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Unenroll ends the capture of a namespace that has pins but no [Pod] in this

@@ -52,8 +52,8 @@ const (
 	SlotDNSTCP6
 )
 
-// ErrReplaced means that a newer process has taken over the pins; what is
-// pinned is no longer this process's to change.
+// ErrReplaced means that a newer process has taken over, the pod or what all
+// pods share; it is no longer this process's to change.
 var ErrReplaced = errors.New("a newer process has taken over capture")
 
 // Options say where the programs go.
@@ -84,7 +84,7 @@ type Node struct {
 // sharedMaps are pinned once per node, before any link.
 func sharedMaps() []string {
 	return []string{redirectMapEnrolled, redirectMapAddresses, redirectMapSockets,
-		redirectMapPass, redirectMapCounters, redirectMapGeneration}
+		redirectMapPass, redirectMapCounters, redirectMapGeneration, mapOwners}
 }
 
 // A hook is a program with its place.
@@ -119,6 +119,7 @@ func Open(o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	spec.Maps[mapOwners] = ownersSpec(spec.Maps[redirectMapEnrolled].MaxEntries)
 	if err := spec.Variables[redirectVarHost].Set(o.HostCookie); err != nil {
 		return nil, fmt.Errorf("set host cookie: %w", err)
 	}
@@ -257,9 +258,8 @@ func (n *Node) takeGeneration() error {
 	return nil
 }
 
-// write runs fn under the lock of the pin directory if no newer process has
-// taken over.
-func (n *Node) write(fn func() error) error {
+// locked runs fn under the lock of the pin directory.
+func (n *Node) locked(fn func() error) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	unlock, err := lockDir(n.dir)
@@ -267,14 +267,21 @@ func (n *Node) write(fn func() error) error {
 		return err
 	}
 	defer unlock()
-	var now uint64
-	if err := n.maps[redirectMapGeneration].Lookup(uint32(0), &now); err != nil {
-		return fmt.Errorf("read generation: %w", err)
-	}
-	if now != n.generation {
-		return ErrReplaced
-	}
 	return fn()
+}
+
+// write runs fn under the lock if no newer process has opened the pins.
+func (n *Node) write(fn func() error) error {
+	return n.locked(func() error {
+		var now uint64
+		if err := n.maps[redirectMapGeneration].Lookup(uint32(0), &now); err != nil {
+			return fmt.Errorf("read generation: %w", err)
+		}
+		if now != n.generation {
+			return ErrReplaced
+		}
+		return fn()
+	})
 }
 
 // Own flags the socket as the proxy's: it is never captured, and what it

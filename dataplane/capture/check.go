@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,9 +79,15 @@ func (c *canaries) arrived(conn *net.TCPConn) {
 // verify runs every check. If one fails the rules are put in order once and all
 // run again.
 func (p *Pod) verify(ctx context.Context) error {
+	if p.isLeft() {
+		return nil // it is the other process's to prove
+	}
 	err := p.check(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
+	}
+	if p.isLeft() {
+		return nil // in between
 	}
 	if p.tier == TierEBPF {
 		p.node.events.repaired.Add(1)
@@ -91,6 +96,9 @@ func (p *Pod) verify(ctx context.Context) error {
 		} else {
 			err = p.check(ctx)
 		}
+	}
+	if err != nil && p.isLeft() {
+		return nil
 	}
 	if err != nil {
 		p.node.events.unhealthy.Add(1)
@@ -191,11 +199,7 @@ func (p *Pod) checkInbound(src netip.Addr) error {
 	}
 	const somePort, highPort = 80, 50000
 	for role, port := range map[Role]uint16{Plaintext: somePort, HBONE: HBONE.Port()} {
-		var want uint64
-		err := sock.Control(p.listeners[role].tcp, func(fd int) (err error) {
-			want, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-			return os.NewSyscallError("getsockopt SO_COOKIE", err)
-		})
+		want, err := socketCookie(p.listeners[role].tcp)
 		if err != nil {
 			return err
 		}

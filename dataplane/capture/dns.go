@@ -153,7 +153,7 @@ func (c *dnsConn) Close() error {
 }
 
 // listenDNS makes the sockets of the DNS server, of both families as far as the
-// pod's lo has them, and hands them to the steering program in tier A.
+// pod's lo has them.
 func (p *Pod) listenDNS() error {
 	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		err := p.listenDNSOn(addr)
@@ -194,7 +194,8 @@ func (p *Pod) listenDNSOn(addr netip.Addr) error {
 	if addr.Is6() {
 		udpSlot, tcpSlot = redirect.SlotDNSUDP6, redirect.SlotDNSTCP6
 	}
-	return errors.Join(p.slot(udpSlot, udp), p.slot(tcpSlot, tcp))
+	p.slots = append(p.slots, slotted{udpSlot, udp}, slotted{tcpSlot, tcp})
+	return nil
 }
 
 // packetConn is a socket of the DNS server. In tier C the kernel turns answers

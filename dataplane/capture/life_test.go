@@ -208,9 +208,12 @@ func TestWithoutAProxyConnectionsWaitForTheNext(t *testing.T) {
 
 	r.open()
 	second := r.add(pod)
-	a := <-answers // before Enable: the pod is enrolled already
-	wants(t, "the waiting connection", a.got, a.err, "outbound dst=203.0.113.9:443")
+	if second.Succeeds() {
+		t.Error("somebody serves it")
+	}
 	must(t, second.Enable(context.Background()))
+	a := <-answers
+	wants(t, "the waiting connection", a.got, a.err, "outbound dst=203.0.113.9:443")
 	for _, pkt := range packets() {
 		t.Errorf("left the pod: %v", pkt)
 	}

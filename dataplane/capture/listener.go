@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -114,7 +113,7 @@ func (l *Listener) Close() error {
 // Addr is where the socket is bound, which in tier A may be any port.
 func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
 
-// listen makes the listener of a role and, in tier A, puts it into its slot.
+// listen makes the listener of a role. In tier A Enable puts it into its slot.
 func (p *Pod) listen(r Role) error {
 	l := sock.Listen{Transparent: true, Backlog: listenBacklog}
 	any6 := netip.IPv6Unspecified()
@@ -135,7 +134,8 @@ func (p *Pod) listen(r Role) error {
 	if p.tier != TierEBPF {
 		return nil
 	}
-	return p.slot([]redirect.Slot{redirect.SlotOutbound, redirect.SlotPlaintext, redirect.SlotHBONE}[r], tcp)
+	p.slots = append(p.slots, slotted{[]redirect.Slot{redirect.SlotOutbound, redirect.SlotPlaintext, redirect.SlotHBONE}[r], tcp})
+	return nil
 }
 
 // listenTCP binds the port everybody knows. In tier A another one does as well
@@ -150,9 +150,4 @@ func (p *Pod) listenTCP(l sock.Listen, addr netip.Addr, port uint16) (*net.TCPLi
 		return p.listenTCP(l, addr, 0)
 	}
 	return tcp, err
-}
-
-// slot hands a listening socket to the steering program.
-func (p *Pod) slot(s redirect.Slot, c syscall.Conn) error {
-	return sock.Control(c, func(fd int) error { return p.steer.SetListener(s, fd) })
 }

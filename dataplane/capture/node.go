@@ -48,7 +48,7 @@ type Node struct {
 
 // events are the counters of user space.
 type events struct {
-	recaptured, repaired, unhealthy, collected, strays atomic.Uint64
+	recaptured, repaired, unhealthy, collected, strays, takenBack atomic.Uint64
 }
 
 // Open loads the node's programs or takes over those of the process before. In
@@ -237,6 +237,7 @@ func (n *Node) Counters() []Counter {
 		{"capture", "check_failed", n.events.unhealthy.Load()},
 		{"capture", "dead_pods_collected", n.events.collected.Load()},
 		{"capture", "stray_pods_released", n.events.strays.Load()},
+		{"capture", "pods_taken_back", n.events.takenBack.Load()},
 	}
 	if n.bpf == nil {
 		return all

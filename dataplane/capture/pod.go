@@ -28,8 +28,9 @@ const checkInterval = 15 * time.Second
  *	               +-> Release           it stays, closed, for the next process
  *	               +-> Abandon           Enable failed: the first or the last of these
  *
- * In Add order: steering program, listeners, addresses, rules. The enrolment,
- * which diverts the first connection, is written last and taken out first.
+ * In Add order: steering program, listeners, addresses, rules. Enable puts the
+ * listeners into their slots and then writes the enrolment, which diverts the
+ * first connection; it is taken out first.
  */
 
 // A Pod is one pod's capture. Its methods may be called by several goroutines;
@@ -45,18 +46,20 @@ type Pod struct {
 	listeners    [roles]*Listener
 	dnsPackets   []net.PacketConn
 	dnsListeners []net.Listener
+	slots        []slotted // of all these; tier A
 
 	steer     *redirect.Pod   // tier A
 	inherited bool            // an earlier process had enrolled the pod
 	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
 	proven    bool            // the checks have held once; set by Enable
 
-	mu     sync.Mutex
-	router *router           // tier A; guarded by mu
-	src    [2]netip.Addr     // v4, v6: zero where there is none; guarded by mu
-	own    []netip.Addr      // guarded by mu
-	health error             // guarded by mu
-	last   [checkKinds]Check // guarded by mu; zero: not made yet
+	mu      sync.Mutex
+	router  *router           // tier A; guarded by mu
+	src     [2]netip.Addr     // v4, v6: zero where there is none; guarded by mu
+	own     []netip.Addr      // guarded by mu
+	health  error             // guarded by mu
+	last    [checkKinds]Check // guarded by mu; zero: not made yet
+	vacated bool              // guarded by mu; see Vacate
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop
@@ -164,7 +167,7 @@ func (p *Pod) watch() error {
 	}
 	p.tasks.Go(func() { // ends when netlink closes updates, after stop
 		for range updates {
-			if err := p.follow(); err != nil && p.running.Err() == nil {
+			if err := p.follow(); err != nil && p.running.Err() == nil && !errors.Is(err, redirect.ErrReplaced) {
 				p.node.log.Warn("follow the addresses of a pod", slog.String("pod", p.name()), slog.Any("err", err))
 			}
 		}
@@ -208,6 +211,9 @@ func (p *Pod) Enable(ctx context.Context) error {
 
 func (p *Pod) enable(ctx context.Context) error {
 	if p.tier == TierEBPF {
+		if err := p.take(); err != nil {
+			return err
+		}
 		if err := p.steer.Enroll(); err != nil {
 			return err
 		}
@@ -227,10 +233,15 @@ func (p *Pod) enable(ctx context.Context) error {
 func (p *Pod) keepChecking(ctx context.Context) {
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
+	succession := time.NewTicker(successionInterval)
+	defer succession.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-succession.C:
+			p.takeBack()
+			continue
 		case <-tick.C:
 		}
 		err := p.verify(ctx)

@@ -59,6 +59,7 @@ type Lab struct {
 	mu      sync.Mutex
 	nodes   []*Node   // guarded by mu
 	pods    []*Pod    // guarded by mu
+	bare    []*Host   // guarded by mu
 	servers []*Server // guarded by mu
 	closed  bool      // guarded by mu
 }
@@ -136,7 +137,7 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	nodes, pods, servers := l.nodes, l.pods, l.servers
+	nodes, pods, servers, bare := l.nodes, l.pods, l.servers, l.bare
 	l.mu.Unlock()
 
 	var errs []error
@@ -152,6 +153,9 @@ func (l *Lab) Close() error {
 	}
 	for _, n := range nodes {
 		errs = append(errs, n.Host.close())
+	}
+	for _, h := range bare {
+		errs = append(errs, h.close())
 	}
 	if l.fabric != nil {
 		errs = append(errs, l.fabric.close())
@@ -175,6 +179,19 @@ func (l *Lab) Dir() string { return l.dir }
 // Fabric is the namespace of the bridge that joins the nodes. Each node's port
 // there is named by [Node.Port].
 func (l *Lab) Fabric() *Host { return l.fabric }
+
+// Bare makes a namespace that is joined to nothing: it has a lo, as the pod of a
+// node proxy needs no more of its own network than that.
+func (l *Lab) Bare(name string) (*Host, error) {
+	h, err := l.newHost(name)
+	if err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bare = append(l.bare, h)
+	return h, nil
+}
 
 // A Node is a namespace with an eth0 on the fabric, forwarding on. A node
 // without pods serves well as a machine outside of the mesh.

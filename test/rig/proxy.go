@@ -28,6 +28,12 @@ import (
 type Options struct {
 	Env     map[string]string // over what the rig sets
 	NoAgent bool              // somebody else listens on [Proxy.Socket]
+	// In is the namespace that the process lives in, as each of a DaemonSet's
+	// pods has one; nil: the node's.
+	In *netlab.Host
+	// Beside is a proxy of the same node that this one is to replace: they
+	// share the agent.
+	Beside *Proxy
 }
 
 // A Proxy is the proxy of one node: its process, which may be killed and
@@ -40,7 +46,7 @@ type Proxy struct {
 
 	mesh *Mesh
 	node *netlab.Node
-	host *netlab.Host // where the process runs: the node or, of a dedicated one, its pod
+	host *netlab.Host // where the process runs: the node, a namespace of its own or, of a dedicated one, its pod
 	wrap []string     // see Dedicated
 	env  map[string]string
 
@@ -51,6 +57,9 @@ type Proxy struct {
 // Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
 func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
 	p := &Proxy{mesh: m, node: node, host: node.Host, Output: newOutput()}
+	if opts.In != nil {
+		p.host = opts.In
+	}
 	p.env = map[string]string{
 		"NODE_NAME": node.Name(), "CAPTURE": "ebpf", "CGROUP_ROOT": m.lab.CgroupRoot(),
 		"BPF_PIN_DIR": filepath.Join(m.lab.PinDir(), node.Name()), "HOST_NETNS": node.Path(),
@@ -58,12 +67,19 @@ func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
 		"FAKE_CA": "true", "EMBEDDED_CA_DIR": m.CADir(DefaultCA), "RESOLV_CONF": m.resolv,
 	}
 	maps.Copy(p.env, opts.Env)
-	if !opts.NoAgent {
+	if opts.Beside != nil {
+		p.Agent = opts.Beside.Agent
+	} else if !opts.NoAgent {
 		agent, err := fakeagent.Start(p.Socket())
 		if err != nil {
 			return nil, err
 		}
 		p.Agent = agent
+	}
+	if opts.Beside == nil && p.Agent != nil {
+		m.mu.Lock()
+		m.agents = append(m.agents, p.Agent)
+		m.mu.Unlock()
 	}
 	m.add(p)
 	return p, p.Restart()
@@ -174,6 +190,11 @@ func (p *Proxy) Kill() error {
 	return err
 }
 
+// Post is [Proxy.Get] for what a page does.
+func (p *Proxy) Post(ctx context.Context, page string) (status int, body string, err error) {
+	return p.request(ctx, http.MethodPost, page)
+}
+
 // Cleanup runs the cleanup command with the proxy's environment. What it
 // prints is part of Output.
 func (p *Proxy) Cleanup() error {
@@ -184,17 +205,14 @@ func (p *Proxy) Cleanup() error {
 	return cmd.Wait()
 }
 
-// close ends process and agent and removes what capture has left.
+// close ends the process and removes what capture has left.
 func (p *Proxy) close() error {
 	var errs []error
 	if p.last() != nil {
 		errs = append(errs, p.Kill())
 	}
-	if p.host == p.node.Host { // in a pod there is nothing to clean up
+	if p.env["PROXY_MODE"] != "dedicated" { // which leaves nothing
 		errs = append(errs, p.Cleanup())
-	}
-	if p.Agent != nil {
-		errs = append(errs, p.Agent.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -213,9 +231,13 @@ const requestTimeout = 5 * time.Second
 // Get asks one of the proxy's pages from where it runs: "15000/config_dump" is the
 // path /config_dump on port 15000.
 func (p *Proxy) Get(ctx context.Context, page string) (status int, body string, err error) {
+	return p.request(ctx, http.MethodGet, page)
+}
+
+func (p *Proxy) request(ctx context.Context, method, page string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+page, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://127.0.0.1:"+page, nil)
 	if err != nil {
 		return 0, "", err
 	}

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ztunnel-go/ztunnel/test/fakeagent"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 )
 
@@ -53,8 +54,9 @@ type Mesh struct {
 	cas    string // directory of authorities
 
 	mu         sync.Mutex
-	proxies    []*Proxy // guarded by mu
-	generation int      // guarded by mu; of the state
+	proxies    []*Proxy           // guarded by mu
+	agents     []*fakeagent.Agent // guarded by mu
+	generation int                // guarded by mu; of the state
 }
 
 // New prepares to run binary on the nodes of lab. The mesh is empty.
@@ -134,15 +136,26 @@ func (m *Mesh) CADir(name string) string { return filepath.Join(m.cas, name) }
 // DefaultCA is the name of the authority that proxies use if not told otherwise.
 const DefaultCA = "mesh"
 
+// Retire forgets a proxy that has been replaced and has ended: what it has left
+// belongs to the one that follows.
+func (m *Mesh) Retire(p *Proxy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.proxies = slices.DeleteFunc(m.proxies, func(other *Proxy) bool { return other == p })
+}
+
 // Close kills all proxies, removes what they have left and ends their agents.
 func (m *Mesh) Close() error {
 	m.mu.Lock()
-	proxies := m.proxies
-	m.proxies = nil
+	proxies, agents := m.proxies, m.agents
+	m.proxies, m.agents = nil, nil
 	m.mu.Unlock()
 	var errs []error
 	for _, p := range proxies {
 		errs = append(errs, p.close())
+	}
+	for _, a := range agents {
+		errs = append(errs, a.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -18,11 +18,16 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
+	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/netns"
 )
+
+// warmLimit is how long after its start a process leaves pods to the one before
+// because it could not serve them as well.
+const warmLimit = time.Minute
 
 // A podProxy is all that runs for one pod: its capture, its proxy, its DNS
 // server. It ends them in the order that leaves no connection unowned.
@@ -65,6 +70,9 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		err = p.dns.Serve(captured.DNSPacketConns(), captured.DNSListeners())
 	}
 	p.tasks.Go(func() { p.prefetch(alive) })
+	if err == nil {
+		err = p.warm(ctx)
+	}
 	if err == nil {
 		err = captured.Enable(ctx)
 	}
@@ -144,6 +152,32 @@ func (p *podProxy) dialDNS(ctx context.Context, network string, addr netip.AddrP
 	return p.capture.DialUDP(ctx, addr)
 }
 
+// warm waits, while another process serves the pod, until this one can do as
+// well: with the pod's workload and certificate. There is a limit, since the
+// other may not have them either.
+func (p *podProxy) warm(ctx context.Context) error {
+	ctx, done := context.WithDeadline(ctx, p.node.began.Add(warmLimit))
+	defer done()
+	if !p.capture.Succeeds() {
+		return nil
+	}
+	err := p.certified(ctx)
+	if err == nil || time.Since(p.node.began) >= warmLimit || !p.capture.Succeeds() {
+		return nil
+	}
+	return fmt.Errorf("the process before serves the pod on: %w", err)
+}
+
+// certified waits for the pod's certificate.
+func (p *podProxy) certified(ctx context.Context) error {
+	w := dataplane.WaitWorkload(ctx, p.node.store, p.node.cfg.LocalNode, p.pod)
+	if w == nil {
+		return fmt.Errorf("workload %s/%s has not come: %w", p.pod.Namespace, p.pod.Name, ctx.Err())
+	}
+	_, err := p.node.certs.Certificate(ctx, w.Identity(), certs.Warmup)
+	return err
+}
+
 // prefetch has a certificate ready before the first connection wants it, if
 // the pod's workload comes.
 func (p *podProxy) prefetch(alive context.Context) {
@@ -189,6 +223,9 @@ func (p *podProxy) Stop(mode inpod.StopMode) error {
 // silence ends what serves the pod, after giving connections their time.
 func (p *podProxy) silence(grace time.Duration) {
 	p.cancel()
+	if grace > 0 {
+		p.vacate(grace)
+	}
 	var ends sync.WaitGroup
 	if p.dns != nil {
 		ends.Go(func() {
@@ -203,6 +240,15 @@ func (p *podProxy) silence(grace time.Duration) {
 	}
 	ends.Wait()
 	p.tasks.Wait()
+}
+
+// vacate has nobody left in the queues of sockets that are about to close.
+func (p *podProxy) vacate(limit time.Duration) {
+	ctx, done := context.WithTimeout(context.Background(), limit)
+	defer done()
+	if err := p.capture.Vacate(ctx); err != nil {
+		logs.Target(p.node.logger, "capture").Warn("connections that have just come may be lost", slog.String("error", err.Error()))
+	}
 }
 
 // Health is whether the pod's capture holds.

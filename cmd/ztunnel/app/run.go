@@ -43,6 +43,7 @@ type nodeParams struct {
 type node struct {
 	nodeParams
 	logger *slog.Logger
+	began  time.Time
 
 	registry   *metrics.Registry
 	reporter   *report.Reporter
@@ -88,7 +89,7 @@ type closer struct {
 // The end is the reverse, so that one can watch it: readiness first of all,
 // with it enrolment and every pod's connections, the admin pages last.
 func run(ctx context.Context, params nodeParams) error {
-	n := &node{nodeParams: params, logger: params.log.Logger()}
+	n := &node{nodeParams: params, logger: params.log.Logger(), began: time.Now()}
 	defer n.close()
 	// What differs between the modes: what is built last, and what is served.
 	last, work := n.buildShared, n.serveShared

@@ -208,6 +208,7 @@ func TestANodeServesItsPagesAndEnds(t *testing.T) {
 		}
 	}
 	r.checkDump()
+	r.checkMetrics()
 	if status, body := r.ask("POST", r.cfg.AdminPort, "/quitquitquit"); status != 200 || body != "shutdown now\n" {
 		t.Errorf("%d %s", status, body)
 	}

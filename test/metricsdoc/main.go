@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Metricsdoc writes the tables of docs/metrics.md from what the proxy
+// registers. `go generate ./test/metricsdoc` runs it; a test says when that is
+// due.
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/ztunnel-go/ztunnel/cmd/ztunnel/app"
+	"github.com/ztunnel-go/ztunnel/internal/metrics"
+)
+
+//go:generate go run .
+
+// page is where the tables stand, from here.
+const page = "../../docs/metrics.md"
+
+func main() {
+	text, err := os.ReadFile(page)
+	if err == nil {
+		var fresh string
+		if fresh, err = refresh(string(text), app.MetricFamilies()); err == nil {
+			err = os.WriteFile(page, []byte(fresh), 0o644)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// Between these two lines everything is ours.
+const (
+	begin = "<!-- begin: written by go generate ./test/metricsdoc -->\n"
+	end   = "<!-- end -->\n"
+)
+
+// refresh puts new tables into the page.
+func refresh(text string, families []metrics.Family) (string, error) {
+	before, rest, found := strings.Cut(text, begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !found || !closed {
+		return "", fmt.Errorf("%s has not both %q and %q", page, begin, end)
+	}
+	return before + begin + tables(families) + end + after, nil
+}
+
+func tables(families []metrics.Family) string {
+	var b strings.Builder
+	sets := labelSets(families)
+	for _, section := range []struct {
+		title, about string
+		in           func(metrics.Family) bool
+	}{
+		{"Core", "Name, labels and meaning stay as they are.", func(f metrics.Family) bool { return f.Core }},
+		{"Unstable", "These may change or go; their help says so.", func(f metrics.Family) bool { return !f.Core && !f.Ours }},
+		{"Unstable, and not of ztunnel", "What ztunnel does not export, or only documents.", func(f metrics.Family) bool { return !f.Core && f.Ours }},
+	} {
+		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n| name | type | labels | meaning |\n|---|---|---|---|\n", section.title, section.about)
+		for _, f := range families {
+			if section.in(f) {
+				help := strings.ReplaceAll(strings.TrimSuffix(f.Help, " (unstable)"), "|", `\|`)
+				fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, kindOf(f), labelsOf(f, sets), help)
+			}
+		}
+	}
+	b.WriteString("\n")
+	for _, s := range sets {
+		fmt.Fprintf(&b, "**%s labels**, in this order: %s.\n\n", s.name, code(s.labels))
+	}
+	return b.String()
+}
+
+// A labelSet is a list of labels that is too long to be told twice.
+type labelSet struct {
+	name   string
+	labels []string
+}
+
+// labelSets names the long lists after the families that have them.
+func labelSets(families []metrics.Family) []labelSet {
+	var sets []labelSet
+	for _, f := range families {
+		switch f.Name {
+		case "istio_tcp_connections_opened_total":
+			sets = append(sets, labelSet{"Traffic", f.Labels})
+		case "istio_dns_requests_total":
+			sets = append(sets, labelSet{"DNS", f.Labels})
+		}
+	}
+	return sets
+}
+
+func kindOf(f metrics.Family) string {
+	if f.Unit != "" {
+		return string(f.Kind) + ", " + f.Unit
+	}
+	return string(f.Kind)
+}
+
+func labelsOf(f metrics.Family, sets []labelSet) string {
+	for _, s := range sets {
+		if slices.Equal(s.labels, f.Labels) {
+			return strings.ToLower(s.name) + " labels"
+		}
+	}
+	return code(f.Labels)
+}
+
+func code(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return "`" + strings.Join(names, "`, `") + "`"
+}
