@@ -273,7 +273,7 @@ func (c *conn) spend(cost int) error {
 }
 
 func (c *conn) spendLocked(cost int) error {
-	if !c.budget.Spend(cost, time.Now()) {
+	if !c.budget.Spend(cost, time.Now().UnixNano()) {
 		return wire.Complaint(EnhanceYourCalm, "too many frames that move nothing")
 	}
 	return nil

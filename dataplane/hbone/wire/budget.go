@@ -25,21 +25,22 @@ const (
 )
 
 // A Budget is what a peer may still cost us without moving data. It is a
-// value: no lock, no clock.
+// value: no lock, no clock. The zero value is full.
 type Budget struct {
 	Left int
-	Last time.Time // of the latest refill
+	Last int64 // of the latest refill, in nanoseconds of whatever clock; 0: there was none
 }
 
 // Earn credits DATA frames that moved.
 func (b *Budget) Earn(frames int) { b.Left = min(b.Left+frames*budgetData, budgetBurst) }
 
-// Spend takes cost at the time now, and reports whether it was there.
-func (b *Budget) Spend(cost int, now time.Time) bool {
-	if b.Last.IsZero() {
+// Spend takes cost at the time now, in nanoseconds, and reports whether it was
+// there.
+func (b *Budget) Spend(cost int, now int64) bool {
+	if b.Last == 0 {
 		b.Left, b.Last = budgetBurst, now
 	}
-	if units := int(min(now.Sub(b.Last), time.Minute) * budgetRefill / time.Second); units > 0 {
+	if units := int(min(now-b.Last, int64(time.Minute)) * budgetRefill / int64(time.Second)); units > 0 {
 		b.Left = min(b.Left+units, budgetBurst)
 		b.Last = now
 	}
