@@ -3,6 +3,7 @@
 package app
 
 import (
+	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
@@ -37,6 +38,7 @@ func everyMetric() everyCollector {
 		pods:     r.Pods(),
 	}
 	balance.NewMetrics(r.Registerer())
+	dataplane.NewMetrics(r.Registerer())
 	r.EmbeddedCA()
 	r.LogLines(func() uint64 { return 0 })
 	r.Capture(func() []metrics.CaptureCount {
