@@ -43,7 +43,8 @@ type page struct {
 
 // Handler serves the pages.
 func (p Pages) Handler() http.Handler {
-	pages := []page{{"/config_dump", "everything the proxy knows, as JSON", p.Dump.serve}}
+	pages := []page{{"/config_dump", "everything the proxy knows, as JSON", few(maxDumps, p.Dump.serve)}}
+	pages = append(pages, new(profiler).pages()...)
 	add := func(there bool, path, about string, h http.HandlerFunc) {
 		if there {
 			pages = append(pages, page{path, about, h})

@@ -189,7 +189,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(bytes.TrimRight(b.Bytes(), "\n"))
+	writeWhole(w, bytes.TrimRight(b.Bytes(), "\n"))
 }
 
 // sorted turns what a function returns into values whose keys encoding/json

@@ -39,7 +39,8 @@ const (
 type Server struct {
 	component string
 	log       *slog.Logger
-	listeners []net.Listener
+	listeners []*net.TCPListener
+	gate      *gate
 	http      *http.Server
 	loops     sync.WaitGroup // one accept loop to a listener; ends when it is closed
 	stop      sync.Once
@@ -49,7 +50,7 @@ type Server struct {
 // Listen binds all addresses or none. Connections wait in the kernel until
 // Serve. component is admin, stats or readiness, as it is logged.
 func Listen(component string, addrs []netip.AddrPort, logger *slog.Logger) (*Server, error) {
-	s := &Server{component: component, log: logger}
+	s := &Server{component: component, log: logger, gate: newGate()}
 	var cfg net.ListenConfig
 	cfg.SetMultipathTCP(false)
 	for _, addr := range addrs {
@@ -58,7 +59,7 @@ func Listen(component string, addrs []netip.AddrPort, logger *slog.Logger) (*Ser
 			s.closeListeners()
 			return nil, fmt.Errorf("%s server starts: %w", component, err)
 		}
-		s.listeners = append(s.listeners, l)
+		s.listeners = append(s.listeners, l.(*net.TCPListener))
 	}
 	return s, nil
 }
@@ -71,6 +72,9 @@ func (s *Server) Addrs() []netip.AddrPort {
 	}
 	return addrs
 }
+
+// Refused is how many connections found no room so far.
+func (s *Server) Refused() uint64 { return s.gate.refused.Load() }
 
 // Serve starts to answer with h and returns. It is called once.
 func (s *Server) Serve(h http.Handler) {
@@ -86,7 +90,7 @@ func (s *Server) Serve(h http.Handler) {
 	for _, l := range s.listeners {
 		s.log.Info("listener established", slog.Any("address", l.Addr()), slog.String("component", s.component))
 		s.loops.Go(func() {
-			if err := s.http.Serve(plainErrors{l}); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.http.Serve(gated{l, s.gate}); !errors.Is(err, http.ErrServerClosed) {
 				s.log.Error("listener failed", slog.String("component", s.component), slog.Any("error", err))
 			}
 		})
@@ -125,46 +129,29 @@ func (s strict) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// connection closes without a word (contract 13).
 		panic(http.ErrAbortHandler)
 	}
+	if r.Body != http.NoBody {
+		// Nobody reads it, but net/http, to find the next request behind it.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(quiet)) // has one: only tests serve without a connection
+	}
 	s.next.ServeHTTP(w, r)
 }
 
-// plainErrors hands out connections whose net/http error answers are the
-// contract's.
-type plainErrors struct{ net.Listener }
-
-func (l plainErrors) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	if tcp, ok := c.(*net.TCPConn); ok {
-		return plainErrorConn{tcp}, nil
-	}
-	return c, nil
-}
-
-// A plainErrorConn replaces the answers that net/http writes by itself, to
-// what it cannot read as a request. They carry a text, and the contract wants
-// none: `HTTP/1.1 400 Bad Request`, content-length 0, connection: close.
-type plainErrorConn struct{ *net.TCPConn }
-
-// cannedEnd is what stands behind the status line of such an answer and of no
-// other, since handlers here never send this content type with this order.
+// cannedEnd is what stands behind the status line of the answers that net/http
+// writes by itself, to what it cannot read as a request, and of no other, since
+// handlers here never send this content type with this order.
 const cannedEnd = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
 
-func (c plainErrorConn) Write(b []byte) (int, error) {
+// plainError replaces such an answer. It carries a text, and the contract wants
+// none: `HTTP/1.1 400 Bad Request`, content-length 0, connection: close.
+func plainError(b []byte) (answer []byte, is bool) {
 	status, _, ok := bytes.Cut(b[:min(len(b), 256)], []byte(cannedEnd))
 	if !ok || !bytes.HasPrefix(status, []byte("HTTP/1.1 ")) || bytes.Contains(status, []byte("\r\n")) {
-		return c.TCPConn.Write(b)
+		return nil, false
 	}
 	// What net/http adds to the reason ("400 Bad Request: missing Host") goes too.
 	status, _, _ = bytes.Cut(status, []byte(": "))
-	answer := fmt.Appendf(nil, "%s\r\ncontent-length: 0\r\nconnection: close\r\ndate: %s\r\n\r\n",
-		status, time.Now().UTC().Format(http.TimeFormat))
-	if _, err := c.TCPConn.Write(answer); err != nil {
-		return 0, err
-	}
-	return len(b), nil
+	return fmt.Appendf(nil, "%s\r\ncontent-length: 0\r\nconnection: close\r\ndate: %s\r\n\r\n",
+		status, time.Now().UTC().Format(http.TimeFormat)), true
 }
 
 // text answers in plain text; the contract has no charset.

@@ -242,7 +242,9 @@ func TestReadiness(t *testing.T) {
 		{state.Done, 500, "not ready, pending: proxy, workload proxy manager\n"},
 		{func() { proxy.Done(); proxy.Done(); inpod.Done() }, 200, "ready\n"},
 		{inpod.Pending, 500, "not ready, pending: workload proxy manager\n"},
-		{func() { inpod.Explain(func() []string { return []string{"ns/p: Up: outbound canary: refused", "and 3 more"} }) },
+		{func() {
+			inpod.Explain(func() []string { return []string{"ns/p: Up: outbound canary: refused", "and 3 more"} })
+		},
 			500, "not ready, pending: workload proxy manager\nns/p: Up: outbound canary: refused\nand 3 more\n"},
 		{inpod.Done, 200, "ready\n"},
 	} {

@@ -81,6 +81,7 @@ func catalogue() []Family {
 		{Name: "ztunnel_captured_pods", Kind: Gauge, Labels: []string{"tier", "healthy"}, Ours: true},
 		{Name: "ztunnel_connect_retries_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_embedded_ca", Kind: Gauge, Ours: true},
+		{Name: "ztunnel_http_connections_refused_total", Kind: Counter, Labels: []string{"component"}, Ours: true},
 		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_on_demand_requests_total", Kind: Counter, Labels: []string{"result"}, Ours: true},

@@ -197,10 +197,20 @@ func (c counted) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 
 // Collect implements [prometheus.Collector].
 func (c counted) Collect(ch chan<- prometheus.Metric) {
-	sums := map[[2]string]float64{} // all such families have two labels
-	c.read(func(n float64, values ...string) { sums[[2]string(values)] += n })
-	for values, n := range sums {
-		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, n, values[:]...)
+	type sum struct {
+		values []string
+		n      float64
+	}
+	sums := map[string]*sum{}
+	c.read(func(n float64, values ...string) {
+		key := strings.Join(values, "\x00")
+		if sums[key] == nil {
+			sums[key] = &sum{values: values}
+		}
+		sums[key].n += n
+	})
+	for _, s := range sums {
+		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, s.n, s.values...)
 	}
 }
 
@@ -211,6 +221,20 @@ func (r *Registry) EmbeddedCA() {
 		Name: "ztunnel_embedded_ca",
 		Help: "1 while certificates come from the embedded CA, which is not meant for production (unstable)",
 	}, func() float64 { return 1 }))
+}
+
+// Refused registers how many connections the HTTP servers had no room for. read
+// is called at each scrape, possibly by several at a time.
+func (r *Registry) Refused(read func(yield func(component string, n uint64))) {
+	r.prom.MustRegister(counted{
+		prometheus.NewDesc("ztunnel_http_connections_refused_total",
+			"Connections to the ports of admin, stats and readiness closed for want of room so far (unstable)",
+			[]string{"component"}, nil),
+		prometheus.CounterValue,
+		func(yield func(n float64, values ...string)) {
+			read(func(component string, n uint64) { yield(float64(n), component) })
+		},
+	})
 }
 
 // LogLines registers the count of log lines that were lost, which read tells at

@@ -250,7 +250,7 @@ func (r Resolver) options(ipv6 bool) object {
 	}
 	return object{
 		{"ndots", r.Ndots},
-		{"timeout", duration(r.Timeout)},
+		{"timeout", int64(r.Timeout / time.Second)}, // a number here, other than the durations above
 		{"attempts", r.Attempts},
 		{"edns0", r.EDNS0},
 		{"ip_strategy", strategy},

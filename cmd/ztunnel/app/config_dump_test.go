@@ -82,6 +82,10 @@ func TestDumpHasTheReferencesShapes(t *testing.T) {
 		"ztunnelIdentity":          "spiffe://cluster.local/ns/istio-system/sa/ztunnel",
 		"ztunnelWorkload":          map[string]any{"name": "zt", "namespace": "istio-system", "serviceAccount": "ztunnel"},
 		"illegalPorts":             []any{number(15001), number(15006), number(15008), number(15080)},
+		"dnsResolverOpts": map[string]any{
+			"attempts": number(2), "edns0": false, "ip_strategy": "Ipv4AndIpv6", "ndots": number(5),
+			"recursion_desired": true, "timeout": number(5),
+		},
 		"dnsResolverCfg": map[string]any{
 			"domain": nil, "search": []any{"cluster.local"},
 			"name_servers": []any{map[string]any{

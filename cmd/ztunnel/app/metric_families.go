@@ -41,6 +41,7 @@ func everyMetric() everyCollector {
 	dataplane.NewMetrics(r.Registerer())
 	r.EmbeddedCA()
 	r.LogLines(func() uint64 { return 0 })
+	r.Refused(func(yield func(string, uint64)) { yield("stats", 0) })
 	r.Capture(func() []metrics.CaptureCount {
 		return []metrics.CaptureCount{{Hook: "sk_lookup", Reason: "outbound", Value: 2}}
 	})

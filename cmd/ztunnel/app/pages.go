@@ -46,6 +46,11 @@ func (n *node) bindServers(context.Context) error {
 		*s.server = server
 		n.onClose(s.component, func() error { return shutdown(server) })
 	}
+	n.registry.Refused(func(yield func(string, uint64)) {
+		yield("admin", n.admin.Refused())
+		yield("stats", n.stats.Refused())
+		yield("readiness", n.readiness.Refused())
+	})
 	n.ready = admin.NewTasks(logs.Target(n.logger, "ztunnel::readiness"))
 	if !n.cfg.Dedicated {
 		n.enrolled = n.ready.Register(admin.TaskInPod)
