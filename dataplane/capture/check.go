@@ -22,6 +22,13 @@ import (
 // canaryTimeout bounds one check; what it waits for happens on lo.
 const canaryTimeout = 2 * time.Second
 
+// Where two processes share a port, each canary has an even chance, and less
+// time: the other process may be one that hangs.
+const (
+	sharedAttempts = 12
+	sharedTimeout  = 200 * time.Millisecond
+)
+
 // canaryHops keeps a canary that is not captured from going further than the
 // pod's node.
 const canaryHops = 1
@@ -152,13 +159,13 @@ func (p *Pod) checkOutbound(ctx context.Context, src netip.Addr) error {
 		}
 		return err
 	}
-	return p.echo(c)
+	return p.echo(c, canaryTimeout)
 }
 
 // echo sends the nonce and wants it back.
-func (p *Pod) echo(c net.Conn) error {
+func (p *Pod) echo(c net.Conn, within time.Duration) error {
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(canaryTimeout))
+	c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write(p.canaries.nonce[:]); err != nil {
 		return err
 	}
@@ -260,7 +267,7 @@ func (p *Pod) checkDNS(ctx context.Context, src netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return p.echo(c)
+	return p.echo(c, canaryTimeout)
 }
 
 // rememberSockets notes which sockets are older than the enrolment.
@@ -309,10 +316,26 @@ func (p *Pod) checkRedirect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.note(redirectCheck, p.checkOutbound(ctx, src)); err != nil {
+	if err := p.note(redirectCheck, p.redirectsToUs(ctx, src)); err != nil {
 		return fmt.Errorf("istio-cni's rules do not redirect to us: %w", err)
 	}
 	return nil
+}
+
+// redirectsToUs tries again where the port may be shared with another process,
+// as during an upgrade: the kernel gives each of the two about half of all
+// connections.
+func (p *Pod) redirectsToUs(ctx context.Context, src netip.Addr) error {
+	if p.node.cfg.PortReuse {
+		to := netip.AddrPortFrom(canaryFor(src), Outbound.Port())
+		for range sharedAttempts {
+			c, err := p.strangers().DialTCP(ctx, sock.Dial{Dst: to, Hops: canaryHops, Timeout: sharedTimeout})
+			if err == nil && p.echo(c, sharedTimeout) == nil {
+				return nil
+			}
+		}
+	}
+	return p.checkOutbound(ctx, src)
 }
 
 // anySource is one of the pod's addresses, read afresh.

@@ -132,3 +132,22 @@ func TestPortsOfATierCListenerAreSharedOnlyIfAsked(t *testing.T) {
 		})
 	}
 }
+
+func TestAutoFindsRulesThatLeadToTheProcessBefore(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Mode, c.PortReuse = Auto, true })
+	pod, plain := r.pod("a"), r.pod("b")
+	likeIstio(t, pod)
+	for range 2 {
+		if p := r.capture(pod); p.Tier() != TierIstioCNI {
+			t.Errorf("tier %v", p.Tier())
+		}
+		r.open()
+	}
+	// Where there are no rules, a listener leads nobody astray.
+	l, err := plain.Listen("tcp", ":15001")
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	if p := r.capture(plain); p.Tier() != TierEBPF {
+		t.Errorf("without rules: tier %v", p.Tier())
+	}
+}

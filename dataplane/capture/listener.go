@@ -5,6 +5,7 @@ package capture
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -123,6 +124,9 @@ func (p *Pod) listen(r Role) error {
 			any6 = netip.IPv4Unspecified()
 		}
 	}
+	if l.ReusePort {
+		p.migrateRequests()
+	}
 	// In tier A a listener has no mark: with 0x111 its SYN-ACKs would be
 	// routed to lo, and without any, what it accepts tells by the mark of the
 	// SYN where it came from.
@@ -150,4 +154,14 @@ func (p *Pod) listenTCP(l sock.Listen, addr netip.Addr, port uint16) (*net.TCPLi
 		return p.listenTCP(l, addr, 0)
 	}
 	return tcp, err
+}
+
+// migrateRequests has the kernel hand what waits in a listener's queues to
+// another process's listener of the port when it closes (Linux 5.14). Without
+// it those connections are reset, as they are with ztunnel.
+func (p *Pod) migrateRequests() {
+	err := p.ns.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_migrate_req", []byte("1"), 0) })
+	if err != nil {
+		p.node.log.Debug("connections may be lost when another process takes over", slog.String("pod", p.name()), slog.Any("err", err))
+	}
 }

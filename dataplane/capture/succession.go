@@ -123,6 +123,9 @@ func (p *Pod) Vacate(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 	}
+	if p.tier == TierIstioCNI {
+		errs = append(errs, p.turnAway())
+	}
 	ctx, cancel := context.WithTimeout(ctx, vacateLimit)
 	defer cancel()
 	const enough = 2 // a packet may have been between lookup and queue in the first
@@ -144,6 +147,24 @@ func (p *Pod) Vacate(ctx context.Context) error {
 		return fmt.Errorf("vacate pod %s: %w", p.name(), err)
 	}
 	return nil
+}
+
+// turnAway has the kernel give queries to the other process: a socket that is
+// connected elsewhere is not looked for any more. What it has can be read, and
+// answered.
+func (p *Pod) turnAway() error {
+	var errs []error
+	for _, c := range p.dnsPackets {
+		udp := c.(plainConn)
+		local := udp.LocalAddr().(*net.UDPAddr).AddrPort()
+		const discard = 9
+		var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: discard}
+		if local.Addr().Is6() {
+			to = &unix.SockaddrInet6{Addr: local.Addr().As16(), Port: discard}
+		}
+		errs = append(errs, sock.Control(udp, func(fd int) error { return os.NewSyscallError("connect", unix.Connect(fd, to)) }))
+	}
+	return errors.Join(errs...)
 }
 
 // isAwaited says whether something has arrived that nobody has taken yet.

@@ -31,7 +31,7 @@ func (p *Pod) meetsRedirect(ctx context.Context) (bool, error) {
 		l, err = p.strangers().ListenTCP(sock.Listen{Addr: netip.AddrPortFrom(netip.IPv4Unspecified(), Outbound.Port())})
 	}
 	if errors.Is(err, unix.EADDRINUSE) {
-		return false, nil // istio's rules would lead to an application
+		return p.isRedirected(ctx, src)
 	}
 	if err != nil {
 		return false, err
@@ -57,4 +57,17 @@ func (p *Pod) meetsRedirect(ctx context.Context) (bool, error) {
 // isSame says whether the two are the ends of one connection.
 func isSame(client, server net.Conn) bool {
 	return canonical(client.LocalAddr()) == canonical(server.RemoteAddr())
+}
+
+// isRedirected is meetsRedirect where somebody listens on port 15001 already,
+// as the process before does: whoever answers in the name of an address that
+// nobody has was led to. If it is an application, our own listener will not
+// be able to bind, which refuses the pod.
+func (p *Pod) isRedirected(ctx context.Context, src netip.Addr) (bool, error) {
+	to := netip.AddrPortFrom(canaryFor(src), Outbound.Port()) // which proxies know for a canary
+	c, err := p.strangers().DialTCP(ctx, sock.Dial{Dst: to, Hops: canaryHops, Timeout: redirectTimeout})
+	if err != nil {
+		return false, context.Cause(ctx)
+	}
+	return true, sock.CloseReset(c)
 }

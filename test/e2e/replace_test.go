@@ -71,13 +71,11 @@ func (c *tally) String() string {
 func (l load) run(ctx context.Context, c *tally) {
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
-	tick := time.NewTicker(l.every)
-	defer tick.Stop()
-	for {
+	for next := time.Now(); ; next = next.Add(l.every) { // what is late is made up for
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(time.Until(next)):
 		}
 		attempts.Go(func() {
 			began := time.Now()
@@ -134,30 +132,48 @@ func resolves(from *netlab.Host, server, want netip.Addr) error {
 	return nil
 }
 
-// replacements is how often the process is replaced under load, and enough is
-// how many connections that takes at least.
-const replacements, enough = 50, 10_000
-
 // TestReplacement replaces the proxy of a node again and again, as an upgrade
 // of a DaemonSet does: the new process starts beside the old one, in a network
 // namespace of its own, and when it is ready the old one is told to end. Nobody
 // who connects meanwhile notices.
 func TestReplacement(t *testing.T) {
 	w := plan(t)
-	w.serve(w.a.Host, serve.Options{Echo: port(portEcho)})
-	w.serve(w.outside.Host, serve.Options{Echo: port(portEcho)})
-	w.p1, w.p2 = w.startIn("proxy-0", nil), w.start(w.n2, rig.Options{})
-	w.enrol(w.p1, w.a, w.c)
-	w.enrol(w.p2, w.b)
-	w.ready(w.p1, w.p2)
+	w.replaceUnderLoad(t, rig.Options{}, wanted(50), 10_000)
+}
 
-	loads := []load{ // 220 connections in a second
+// TestReplacementWhereIstioCaptures is the same with istio-cni's rules, where
+// processes share ports.
+func TestReplacementWhereIstioCaptures(t *testing.T) {
+	w := plan(t)
+	for _, pod := range []*netlab.Pod{w.a, w.b, w.c} {
+		redirect(t, pod, redirectRules)
+	}
+	w.replaceUnderLoad(t, rig.Options{Env: map[string]string{"CAPTURE": "istio-cni"}}, wanted(10), 2_000)
+}
+
+// loads are 220 connections in a second.
+func (w *world) loads() []load {
+	return []load{
 		{"from a pod, tunnelled", 12500 * time.Microsecond, func() error { return talks(w.a.Host, w.b.Addr(portEcho)) }},
 		{"to a pod, tunnelled", 16667 * time.Microsecond, func() error { return talks(w.b.Host, w.a.Addr(portEcho)) }},
 		{"to a pod, plain", 16667 * time.Microsecond, func() error { return talks(w.stranger.Host, w.a.Addr(portEcho)) }},
 		{"from a pod, out of the mesh", 50 * time.Millisecond, func() error { return talks(w.c.Host, at(w.outside.IPv4, portEcho)) }},
 		{"names", 50 * time.Millisecond, func() error { return resolves(w.a.Host, w.resolvers[0], serviceVIPs()[0]) }},
 	}
+}
+
+// replaceUnderLoad makes so many replacements at least, and goes on until there
+// were enough connections.
+func (w *world) replaceUnderLoad(t *testing.T, o rig.Options, replacements, enough int) {
+	t.Helper()
+	w.serve(w.a.Host, serve.Options{Echo: port(portEcho)})
+	w.serve(w.outside.Host, serve.Options{Echo: port(portEcho)})
+	w.p1, w.p2 = w.startIn("proxy-0", nil, o), w.start(w.n2, o)
+	w.enrol(w.p1, w.a, w.c)
+	w.enrol(w.p2, w.b)
+	w.ready(w.p1, w.p2)
+
+	loads := w.loads()
 	tallies := make([]tally, len(loads))
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -177,42 +193,45 @@ func TestReplacement(t *testing.T) {
 		return n
 	}
 	rounds := 0
-	for ; !t.Failed() && (rounds < wanted() || connections() < wanted()*enough/replacements); rounds++ {
-		w.replace(t, rounds+1)
+	for ; !t.Failed() && (rounds < replacements || connections() < enough); rounds++ {
+		w.replace(t, rounds+1, o)
 	}
 	lasted := time.Since(began)
 	stop()
 	running.Wait()
-	t.Logf("%d replacements in %v under %d connections (%.0f in a second)", rounds, lasted.Round(time.Second), connections(), float64(connections())/lasted.Seconds())
+	rate := float64(connections()) / lasted.Seconds()
+	t.Logf("%d replacements in %v under %d connections (%.0f in a second)", rounds, lasted.Round(time.Second), connections(), rate)
+	if rate < 200 {
+		t.Errorf("%.0f connections in a second are not what was meant", rate)
+	}
 	for i, l := range loads {
 		t.Logf("%s: %v", l.kind, &tallies[i])
-		for j, failure := range tallies[i].failures {
-			if j < 10 {
-				t.Errorf("%s: %s", l.kind, failure)
-			}
+		for _, failure := range tallies[i].failures[:min(len(tallies[i].failures), 10)] {
+			t.Errorf("%s: %s", l.kind, failure)
 		}
 	}
 }
 
-// wanted is how many replacements this run is to make: all, unless somebody at
-// work on them asks for fewer.
-func wanted() int {
-	if n, err := strconv.Atoi(os.Getenv("ZTUNNEL_TESTS_REPLACEMENTS")); err == nil {
-		return n
+// wanted is how many replacements this run is to make: n, unless somebody at
+// work on them asks for another number.
+func wanted(n int) int {
+	if other, err := strconv.Atoi(os.Getenv("ZTUNNEL_TESTS_REPLACEMENTS")); err == nil {
+		return other
 	}
-	return replacements
+	return n
 }
 
 // startIn starts a proxy of node 1 in a namespace of its own.
-func (w *world) startIn(name string, beside *rig.Proxy) *rig.Proxy {
+func (w *world) startIn(name string, beside *rig.Proxy, o rig.Options) *rig.Proxy {
 	w.t.Helper()
 	own, err := w.lab.Bare(name)
 	must(w.t, err)
-	return w.start(w.n1, rig.Options{In: own, Beside: beside})
+	o.In, o.Beside = own, beside
+	return w.start(w.n1, o)
 }
 
 // replace puts another process in the place of node 1's.
-func (w *world) replace(t *testing.T, round int) {
+func (w *world) replace(t *testing.T, round int, o rig.Options) {
 	t.Helper()
 	old := w.p1
 	taken := old.Agent.Snapshots()
@@ -220,7 +239,7 @@ func (w *world) replace(t *testing.T, round int) {
 	if frozen { // so that it ends with its queues full
 		must(t, old.Signal(unix.SIGSTOP))
 	}
-	next := w.startIn(fmt.Sprintf("proxy-%d", round), old)
+	next := w.startIn(fmt.Sprintf("proxy-%d", round), old, o)
 	must(t, old.Agent.AwaitSnapshots(w.patience(), taken+1))
 	w.ready(next)
 	w.p1 = next
@@ -244,7 +263,7 @@ func (w *world) replace(t *testing.T, round int) {
 // over. The old one goes on, and takes back what it has lost.
 func TestAReplacementThatFails(t *testing.T) {
 	w := plan(t)
-	w.p1, w.p2 = w.startIn("proxy-0", nil), w.start(w.n2, rig.Options{})
+	w.p1, w.p2 = w.startIn("proxy-0", nil, rig.Options{}), w.start(w.n2, rig.Options{})
 	w.enrol(w.p1, w.a, w.c)
 	w.enrol(w.p2, w.b)
 	w.ready(w.p1, w.p2)
@@ -257,10 +276,8 @@ func TestAReplacementThatFails(t *testing.T) {
 		}
 	}
 	works("before")
-	own, err := w.lab.Bare("proxy-1")
-	must(t, err)
 	taken := old.Agent.Snapshots()
-	cold := w.start(w.n1, rig.Options{In: own, Beside: old, Env: map[string]string{
+	cold := w.startIn("proxy-1", old, rig.Options{Env: map[string]string{
 		"FAKE_CA": "false", "CA_ADDRESS": "https://127.0.0.1:1", "CA_ROOT_CA": filepath.Join(w.mesh.CADir(rig.DefaultCA), "root-cert.pem"),
 	}})
 	must(t, old.Agent.AwaitSnapshots(w.patience(), taken+1))
@@ -273,7 +290,7 @@ func TestAReplacementThatFails(t *testing.T) {
 	w.mesh.Retire(cold)
 	works("after its end")
 
-	next := w.startIn("proxy-2", old)
+	next := w.startIn("proxy-2", old, rig.Options{})
 	must(t, old.Agent.AwaitSnapshots(w.patience(), taken+2))
 	w.ready(next)
 	works("beside one that has taken over")
