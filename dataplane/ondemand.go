@@ -83,8 +83,8 @@ func (p *Proxy) ask(log *slog.Logger, q route.Query) route.Outcome {
 
 // resolve looks up the hostname of a workload (contract 3.8).
 func (p *Proxy) resolve(log *slog.Logger, source *mesh.Workload, hostname string) ([]netip.Addr, error) {
-	p.shared.Reporter.HostLookup(source, hostname)
-	addrs, err := p.shared.Lookup(p.ctx, hostname)
+	addrs, asked, err := p.shared.Lookup(p.ctx, hostname)
+	p.shared.Reporter.HostLookup(source, hostname, asked)
 	if err != nil {
 		log.Warn("dns lookup failed", slog.String("hostname", hostname), slog.String("error", err.Error()))
 	}

@@ -169,8 +169,10 @@ func TestAWorkloadWithANameIsLookedUp(t *testing.T) {
 	c := client.connect("10.96.0.2:80")
 	say(t, c, "hello")
 	finish(t, c)
-	if got := client.count("istio_on_demand_dns_total", "hostname=outside.example"); got != 1 {
-		t.Errorf("%v lookups were counted", got)
+	for _, family := range []string{"istio_on_demand_dns_total", "istio_on_demand_dns_cache_misses_total"} {
+		if got := client.count(family, "hostname=outside.example"); got != 1 {
+			t.Errorf("%s is %v", family, got)
+		}
 	}
 }
 

@@ -107,7 +107,8 @@ type Shared struct {
 	// proxy has a table of its own.
 	Balance *balance.Table
 	// Lookup resolves the hostname of a workload without addresses, outside any pod (contract 3.8).
-	Lookup func(ctx context.Context, hostname string) ([]netip.Addr, error)
+	// asked says that the answer was not in a cache.
+	Lookup func(ctx context.Context, hostname string) (addrs []netip.Addr, asked bool, err error)
 	// Demand has the control plane tell of a workload or service by one of its
 	// names (contract 8.7), and returns when Store holds what it said; nil:
 	// Store has everything without being asked for it.

@@ -318,15 +318,16 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 }
 
 // lookup knows one name.
-func lookup(ctx context.Context, hostname string) ([]netip.Addr, error) {
+// lookup has never heard of a name before.
+func lookup(ctx context.Context, hostname string) (addrs []netip.Addr, asked bool, err error) {
 	switch hostname {
 	case "outside.example":
-		return []netip.Addr{addr("10.9.9.9")}, nil
+		return []netip.Addr{addr("10.9.9.9")}, true, nil
 	case "slow.example":
 		<-ctx.Done()
-		return nil, ctx.Err()
+		return nil, true, ctx.Err()
 	}
-	return nil, errors.New("no such host")
+	return nil, true, errors.New("no such host")
 }
 
 func (p *pod) deliverTo(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {

@@ -48,7 +48,7 @@ func (s *Server) handle(ctx context.Context, packet []byte, protocol string) []b
 	if q.client == nil {
 		return failure(msg, dns.RcodeServerFailure)
 	}
-	r := resolve(s.view, s.zone, q.client, q.name, q.qtype)
+	r := resolve(s.view, s.zone.with(s.search.now()), q.client, q.name, q.qtype)
 	if r.verdict == notOurs {
 		return s.fromUpstream(ctx, q, labels)
 	}
@@ -137,6 +137,9 @@ func (s *Server) fromUpstream(ctx context.Context, q *query, labels labelSet) []
 		return nil
 	}
 	s.metrics.forwarded(labels, time.Since(start), err)
+	if errors.Is(err, ErrBusy) {
+		s.metrics.drop(dropUpstream)
+	}
 	if err != nil {
 		s.record(q, fmt.Sprintf("forwarding failed (%v)", err), 0)
 		return failure(q.msg, rcodeOf(err))

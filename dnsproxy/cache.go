@@ -4,6 +4,7 @@ package dnsproxy
 
 import (
 	"container/list"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,11 +43,19 @@ type cache struct {
 	bytes int
 }
 
+// newCache makes a cache; with no room for entries it is nil, which keeps
+// nothing.
 func newCache(entries int) *cache {
+	if entries <= 0 {
+		return nil
+	}
 	return &cache{entries: entries, byKey: map[dns.Question]*list.Element{}, order: list.New()}
 }
 
 func (c *cache) get(key dns.Question, now time.Time) *cached {
+	if c == nil {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.byKey[key]
@@ -64,7 +73,7 @@ func (c *cache) get(key dns.Question, now time.Time) *cached {
 
 // put keeps an answer, unless its time is over already.
 func (c *cache) put(a *cached) {
-	if !a.stored.Before(a.expires) {
+	if c == nil || !a.stored.Before(a.expires) {
 		return
 	}
 	c.mu.Lock()
@@ -86,13 +95,19 @@ func (c *cache) removeLocked(e *list.Element) {
 	c.bytes -= len(a.packed)
 }
 
-// message unpacks the answer, with the TTLs that remain at now.
+// message unpacks the answer, with the TTLs that remain at now. Of additional
+// records, which may have shorter ones than the answer, what is over is left
+// out.
 func (a *cached) message(now time.Time) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	if err := m.Unpack(a.packed); err != nil {
 		return nil, err
 	}
 	age := uint32(max(0, now.Sub(a.stored)) / time.Second)
+	if age == 0 {
+		return m, nil
+	}
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Ttl <= age })
 	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
 		for _, rr := range section {
 			h := rr.Header()
@@ -102,25 +117,38 @@ func (a *cached) message(now time.Time) (*dns.Msg, error) {
 	return m, nil
 }
 
-// lifetime is how long an answer may be kept (RFC 2308 section 5): a good one
-// as long as its shortest record, a bad one as its SOA says, and without SOA
-// not at all.
-func lifetime(m *dns.Msg) time.Duration {
-	var ttl uint32
-	if len(m.Answer) > 0 && m.Rcode == dns.RcodeSuccess {
-		ttl = sane(m.Answer[0].Header().Ttl)
-		for _, rr := range m.Answer[1:] {
+// lifetime is how long an answer to a question of qtype may be kept (RFC 2308
+// section 5): a good one as long as its shortest record, a bad one as its SOA
+// says, and without SOA not at all. An alias that leads to nothing is both.
+func lifetime(m *dns.Msg, qtype uint16) time.Duration {
+	ttl := uint32(maxTTL / time.Second)
+	if m.Rcode != dns.RcodeSuccess || !answers(m.Answer, qtype) {
+		ttl = min(ttl, negativeTTL(m.Ns))
+	}
+	if m.Rcode == dns.RcodeSuccess {
+		for _, rr := range m.Answer {
 			ttl = min(ttl, sane(rr.Header().Ttl))
 		}
-	} else {
-		for _, rr := range m.Ns {
-			if soa, ok := rr.(*dns.SOA); ok {
-				ttl = min(sane(soa.Hdr.Ttl), sane(soa.Minttl))
-				break
-			}
+	}
+	return time.Duration(ttl) * time.Second
+}
+
+// answers reports whether records are more than aliases on the way to what was
+// asked for.
+func answers(records []dns.RR, qtype uint16) bool {
+	return slices.ContainsFunc(records, func(rr dns.RR) bool {
+		t := rr.Header().Rrtype
+		return t == qtype || qtype == dns.TypeANY || t != dns.TypeCNAME && t != dns.TypeDNAME && t != dns.TypeRRSIG
+	})
+}
+
+func negativeTTL(authority []dns.RR) uint32 {
+	for _, rr := range authority {
+		if soa, ok := rr.(*dns.SOA); ok {
+			return min(sane(soa.Hdr.Ttl), sane(soa.Minttl))
 		}
 	}
-	return min(time.Duration(ttl)*time.Second, maxTTL)
+	return 0
 }
 
 // sane reads a TTL with its top bit set as zero (RFC 2181 section 8).

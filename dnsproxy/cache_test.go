@@ -4,6 +4,7 @@ package dnsproxy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +66,44 @@ func TestCacheForgets(t *testing.T) {
 	}
 }
 
+func TestACacheWithoutRoomKeepsNothing(t *testing.T) {
+	c := newCache(-1)
+	c.put(entry(1, 10, time.Now()))
+	if c.get(askFor("n1."), time.Now()) != nil {
+		t.Error("kept")
+	}
+}
+
+func TestAdditionalRecordsThatAreOverAreLeftOut(t *testing.T) {
+	now := time.Now()
+	m := &dns.Msg{Answer: rr("a. 60 IN MX 1 b."), Extra: rr("b. 5 IN A 1.1.1.1", "b. 50 IN AAAA 2001:db8::1")}
+	a, err := keep(dns.Question{Name: "a.", Qtype: dns.TypeMX}, m, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		age  time.Duration
+		want string
+	}{
+		{0, "60 5 50"},
+		{4 * time.Second, "56 1 46"},
+		{5 * time.Second, "55 45"},
+		{55 * time.Second, "5"},
+	} {
+		got, err := a.message(now.Add(c.age))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ttls []string
+		for _, rr := range append(got.Answer, got.Extra...) {
+			ttls = append(ttls, fmt.Sprint(rr.Header().Ttl))
+		}
+		if have := strings.Join(ttls, " "); have != c.want {
+			t.Errorf("after %v: %s, want %s", c.age, have, c.want)
+		}
+	}
+}
+
 func TestLifetime(t *testing.T) {
 	soa := "e.org. 60 IN SOA ns.e.org. admin.e.org. 1 1 1 1 30"
 	for _, c := range []struct {
@@ -80,11 +119,15 @@ func TestLifetime(t *testing.T) {
 		{"NODATA, minimum of SOA", 0, nil, []string{soa}, 30 * time.Second},
 		{"NXDOMAIN, TTL of SOA", 3, nil, []string{"e.org. 20 IN SOA ns.e.org. admin.e.org. 1 1 1 1 30"}, 20 * time.Second},
 		{"NXDOMAIN after a CNAME", 3, []string{"a. 999 IN CNAME b."}, []string{soa}, 30 * time.Second},
+		{"an alias to nothing", 0, []string{"a. 999 IN CNAME b."}, []string{soa}, 30 * time.Second},
+		{"an alias to nothing, shorter than that", 0, []string{"a. 9 IN CNAME b."}, []string{soa}, 9 * time.Second},
+		{"an alias to nothing without SOA", 0, []string{"a. 999 IN CNAME b."}, nil, 0},
+		{"a type nobody asked for", 0, []string{"a. 90 IN HINFO a b"}, nil, 90 * time.Second}, // RFC 8482
 		{"no SOA", 3, nil, []string{"e.org. 20 IN NS ns.e.org."}, 0},
 	} {
 		m := &dns.Msg{Answer: rr(c.answer...), Ns: rr(c.ns...)}
 		m.Rcode = c.rcode
-		if got := lifetime(m); got != c.want {
+		if got := lifetime(m, dns.TypeA); got != c.want {
 			t.Errorf("%s: %v", c.about, got)
 		}
 	}

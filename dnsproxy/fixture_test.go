@@ -357,8 +357,13 @@ func (u *upstreamServer) config() Upstream {
 
 var errUnknownClient = errors.New("no such workload")
 
-// counts reads the four families, one line for each series.
-func (r *rig) counts() map[string]float64 {
+// counts reads the four families of the contract, one line for each series.
+func (r *rig) counts() map[string]float64 { return r.series("istio_") }
+
+// ours reads the families that are ours.
+func (r *rig) ours() map[string]float64 { return r.series("ztunnel_") }
+
+func (r *rig) series(prefix string) map[string]float64 {
 	r.t.Helper()
 	families, err := r.metrics.Gather()
 	if err != nil {
@@ -366,6 +371,9 @@ func (r *rig) counts() map[string]float64 {
 	}
 	out := map[string]float64{}
 	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), prefix) {
+			continue
+		}
 		for _, m := range f.GetMetric() {
 			var labels []string
 			for _, l := range m.GetLabel() {

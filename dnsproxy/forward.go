@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -52,17 +50,17 @@ func (e *NoRecordsError) Error() string {
 // A ForwarderConfig is what a Forwarder is made of.
 type ForwarderConfig struct {
 	Upstream Upstream // whom to ask; without nameservers every question fails
+	Source   *Source  // whom to ask, in place of Upstream, and followed as it changes
 	Dial     DialFunc // needed
 	Hosts    Hosts    // asked before upstream
-	Cache    int      // entries; zero: 8192
+	Cache    int      // entries; zero: 8192; below: nothing is kept
+	Metrics  *Metrics // nil: nothing is counted
 }
 
 // A Forwarder asks upstream servers and remembers what they said. Questions
 // that are asked while the same one is on its way wait for its answer.
 type Forwarder struct {
-	hosts    Hosts
-	cache    *cache
-	upstream *upstream
+	cfg ForwarderConfig
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -70,8 +68,20 @@ type Forwarder struct {
 
 	mu      sync.Mutex // guards everything below
 	closed  bool
-	flights map[dns.Question]*flight
+	epoch   *epoch // the current one
+	limit   int    // of waiting
 	waiting int
+	flying  int // flights of all epochs
+}
+
+// An epoch is the time in which one choice of servers holds. What was learnt
+// from servers ends with them: another resolv.conf may mean another network,
+// where the same names mean something else.
+type epoch struct {
+	conf    *ResolvConf // of Source, which it is compared with; nil without
+	cache   *cache
+	servers *upstream
+	flights map[dns.Question]*flight // guarded by the forwarder's mu
 }
 
 // A flight is one question on its way. answer and err are set before done is
@@ -84,14 +94,36 @@ type flight struct {
 
 // NewForwarder returns a forwarder; nothing runs until it is asked.
 func NewForwarder(cfg ForwarderConfig) *Forwarder {
-	entries := cfg.Cache
-	if entries == 0 {
-		entries = defaultCacheEntries
+	if cfg.Cache == 0 {
+		cfg.Cache = defaultCacheEntries
 	}
-	f := &Forwarder{hosts: cfg.Hosts, cache: newCache(entries), flights: map[dns.Question]*flight{}}
-	f.upstream = newUpstream(cfg.Upstream, cfg.Dial, &f.work)
+	f := &Forwarder{cfg: cfg, limit: maxForwarded}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.epoch = f.begin(cfg.Source.now())
 	return f
+}
+
+func (f *Forwarder) begin(conf *ResolvConf) *epoch {
+	servers := f.cfg.Upstream
+	if conf != nil {
+		servers = conf.Upstream()
+	}
+	return &epoch{
+		conf: conf, cache: newCache(f.cfg.Cache), flights: map[dns.Question]*flight{},
+		servers: newUpstream(servers, f.cfg.Dial, &f.work),
+	}
+}
+
+// current is the epoch to ask in. Flights of an earlier one end by themselves,
+// for those who wait for them, and leave nothing behind.
+func (f *Forwarder) current() *epoch {
+	conf := f.cfg.Source.now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.epoch.conf != conf {
+		f.epoch = f.begin(conf)
+	}
+	return f.epoch
 }
 
 // Close ends what is on its way and waits for it.
@@ -108,81 +140,37 @@ func (f *Forwarder) Close() {
 // caller's. The error is a *[NoRecordsError] if there is nothing to answer,
 // [ErrBusy], the end of ctx, or what went wrong upstream.
 func (f *Forwarder) Ask(ctx context.Context, q dns.Question) (*dns.Msg, error) {
+	m, _, err := f.ask(ctx, q)
+	return m, err
+}
+
+// ask is Ask, and says whether upstream had to be asked: the answer was neither
+// in the cache nor known without.
+func (f *Forwarder) ask(ctx context.Context, q dns.Question) (m *dns.Msg, asked bool, err error) {
 	q.Name = dns.CanonicalName(q.Name)
-	m, known := f.known(q)
+	m, known := f.cfg.Hosts.known(q)
 	if !known {
-		a := f.cache.get(q, time.Now())
-		if a == nil {
-			var err error
-			if a, err = f.fetch(ctx, q); err != nil {
-				return nil, err
+		e := f.current()
+		a := e.cache.get(q, time.Now())
+		f.cfg.Metrics.cached(a != nil)
+		if asked = a == nil; asked {
+			if a, err = f.fetch(ctx, e, q); err != nil {
+				return nil, true, err
 			}
 		}
-		var err error
 		if m, err = a.message(time.Now()); err != nil {
-			return nil, fmt.Errorf("read answer: %v", err)
+			return nil, asked, fmt.Errorf("read answer: %v", err)
 		}
 	}
 	if m.Rcode == dns.RcodeNameError || len(m.Answer) == 0 {
-		return nil, &NoRecordsError{q.Name, q.Qtype, m.Rcode == dns.RcodeNameError}
+		return nil, asked, &NoRecordsError{q.Name, q.Qtype, m.Rcode == dns.RcodeNameError}
 	}
-	return m, nil
-}
-
-// known answers what must not leave the node: names of the hosts file, and
-// those that RFC 6761 and RFC 7686 reserve.
-func (f *Forwarder) known(q dns.Question) (*dns.Msg, bool) {
-	m := new(dns.Msg)
-	isAddr := q.Qtype == dns.TypeA || q.Qtype == dns.TypeAAAA
-	if isAddr {
-		if addrs := f.hosts.lookup(q.Name, q.Qtype == dns.TypeAAAA); len(addrs) > 0 {
-			m.Answer = addressRecords(q.Name, addrs)
-			return m, true
-		}
-	}
-	switch {
-	case within(q.Name, "localhost."):
-		if isAddr {
-			m.Answer = addressRecords(q.Name, []netip.Addr{loopback(q.Qtype)})
-		}
-	case within(q.Name, "invalid."), within(q.Name, "onion."):
-		m.Rcode = dns.RcodeNameError
-	default:
-		return nil, false
-	}
-	return m, true
-}
-
-func within(name, domain string) bool {
-	return name == domain || strings.HasSuffix(name, "."+domain)
-}
-
-func loopback(qtype uint16) netip.Addr {
-	if qtype == dns.TypeAAAA {
-		return netip.IPv6Loopback()
-	}
-	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-}
-
-// addressRecords makes A or AAAA records of owner.
-func addressRecords(owner string, addrs []netip.Addr) []dns.RR {
-	out := make([]dns.RR, 0, len(addrs))
-	for _, a := range addrs {
-		h := dns.RR_Header{Name: owner, Class: dns.ClassINET, Ttl: localTTL}
-		if a.Is4() {
-			h.Rrtype = dns.TypeA
-			out = append(out, &dns.A{Hdr: h, A: a.AsSlice()})
-		} else {
-			h.Rrtype = dns.TypeAAAA
-			out = append(out, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
-		}
-	}
-	return out
+	return m, asked, nil
 }
 
 // fetch joins the flight of a question, or starts it.
-func (f *Forwarder) fetch(ctx context.Context, q dns.Question) (*cached, error) {
-	fl, err := f.board(q)
+func (f *Forwarder) fetch(ctx context.Context, e *epoch, q dns.Question) (*cached, error) {
+	fl, err := f.board(e, q)
 	if err != nil {
 		return nil, err
 	}
@@ -200,36 +188,38 @@ func (f *Forwarder) fetch(ctx context.Context, q dns.Question) (*cached, error) 
 }
 
 // board counts the caller as waiting and returns his flight.
-func (f *Forwarder) board(q dns.Question) (*flight, error) {
+func (f *Forwarder) board(e *epoch, q dns.Question) (*flight, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
 		return nil, errClosed
 	}
-	fl := f.flights[q]
+	fl := e.flights[q]
 	// A flight may outlast those who wait for it, so both are limited.
-	if f.waiting >= maxForwarded || fl == nil && len(f.flights) >= maxForwarded {
+	if f.waiting >= f.limit || fl == nil && f.flying >= maxForwarded {
 		return nil, ErrBusy
 	}
 	f.waiting++
 	if fl == nil {
 		fl = &flight{done: make(chan struct{})}
-		f.flights[q] = fl
-		f.work.Go(func() { f.fly(q, fl) }) // ends with its timeouts, or f.ctx
+		e.flights[q] = fl
+		f.flying++
+		f.work.Go(func() { f.fly(e, q, fl) }) // ends with its timeouts, or f.ctx
 	}
 	return fl, nil
 }
 
-func (f *Forwarder) fly(q dns.Question, fl *flight) {
-	m, err := f.upstream.ask(f.ctx, q)
+func (f *Forwarder) fly(e *epoch, q dns.Question, fl *flight) {
+	m, err := e.servers.ask(f.ctx, q)
 	if err == nil {
 		fl.answer, err = keep(q, m, time.Now())
 	}
 	if fl.err = err; err == nil {
-		f.cache.put(fl.answer)
+		e.cache.put(fl.answer)
 	}
 	f.mu.Lock()
-	delete(f.flights, q)
+	delete(e.flights, q)
+	f.flying--
 	f.mu.Unlock()
 	close(fl.done)
 }
@@ -255,5 +245,5 @@ func keep(q dns.Question, m *dns.Msg, now time.Time) (*cached, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep answer: %v", err)
 	}
-	return &cached{key: q, packed: packed, stored: now, expires: now.Add(lifetime(m))}, nil
+	return &cached{key: q, packed: packed, stored: now, expires: now.Add(lifetime(m, q.Qtype))}, nil
 }

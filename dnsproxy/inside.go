@@ -27,6 +27,7 @@ func (s *Server) Resolve(ctx context.Context, name string, v6 bool) (netip.Addr,
 	defer s.work.Done()
 	defer s.packets.Add(-1)
 	if s.packets.Add(1) > maxPackets {
+		s.metrics.drop(dropBusy)
 		return netip.Addr{}, ErrBusy
 	}
 	qtype := dns.TypeA

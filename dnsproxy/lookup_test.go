@@ -3,6 +3,7 @@
 package dnsproxy
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -197,10 +198,11 @@ func TestNoAAAAWithoutIPv6(t *testing.T) {
 
 func TestSearchDomainsOfDedicatedMode(t *testing.T) {
 	leak.Check(t)
-	r := start(t, Config{
-		View: lookupStore().View(), Search: []string{"corp.example", "lan"},
-		Upstream: fakeUpstream(t, world).config(),
-	})
+	conf := defaultResolvConf()
+	conf.Nameservers = []netip.AddrPort{fakeUpstream(t, world).addr}
+	conf.Search = []string{"corp.example", "lan"}
+	source := NewSource(conf)
+	r := start(t, Config{View: lookupStore().View(), Source: source, SearchOfSource: true})
 	for name, want := range map[string]string{
 		"www.google.com.corp.example":  "NOERROR aa ra www.google.com.corp.example./CNAME/www.google.com. www.google.com./A/1.1.1.1",
 		"productpage.lan":              "NOERROR aa ra productpage.lan./CNAME/productpage. productpage./A/9.9.9.9",
@@ -209,6 +211,16 @@ func TestSearchDomainsOfDedicatedMode(t *testing.T) {
 	} {
 		if got := show(r.ask("tcp", question(name, dns.TypeA))); got != want {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, want)
+		}
+	}
+	conf.Search = []string{"cluster.local"}
+	source.Set(conf)
+	for name, want := range map[string]string{
+		"productpage.lan":              "NXDOMAIN",
+		"www.google.com.cluster.local": "NOERROR aa ra www.google.com.cluster.local./CNAME/www.google.com. www.google.com./A/1.1.1.1",
+	} {
+		if got := show(r.ask("udp", question(name, dns.TypeA))); got != want {
+			t.Errorf("%s after the list changed:\n got %s\nwant %s", name, got, want)
 		}
 	}
 }

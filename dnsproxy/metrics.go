@@ -11,13 +11,16 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
 
-// Metrics are the four DNS families of contract 12.2. One value serves the
-// servers of all pods; without one nothing is counted.
+// Metrics are the four DNS families of contract 12.2, and three of ours. One
+// value serves the servers of all pods; without one nothing is counted.
 type Metrics struct {
 	requests *prometheus.CounterVec
 	upstream *prometheus.CounterVec
 	failures *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	cache    *prometheus.CounterVec // ours
+	dropped  *prometheus.CounterVec // ours
+	changes  *prometheus.CounterVec // ours
 }
 
 // NewMetrics makes the families and registers them in the order they are
@@ -41,8 +44,52 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Buckets: []float64{0.0005, 0.001, 0.01, 0.1, 1, 5},
 		}, labels),
 	}
-	r.MustRegister(m.requests, m.upstream, m.failures, m.duration)
+	ours := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	}
+	m.cache = ours("ztunnel_dns_cache_total", "Forwarded DNS questions by whether a cache had the answer (unstable)", "result")
+	m.dropped = ours("ztunnel_dns_dropped_total", "DNS queries and connections that were not served, by reason (unstable)", "reason")
+	m.changes = ours("ztunnel_resolv_conf_changes_total", "New versions of resolv.conf by whether they are in force (unstable)", "result")
+	r.MustRegister(m.requests, m.upstream, m.failures, m.duration, m.cache, m.dropped, m.changes)
 	return m
+}
+
+// Why a query or a connection is not served, as a label.
+const (
+	dropBusy        = "busy"        // the pod has too many queries in hand: SERVFAIL
+	dropUpstream    = "upstream"    // too many of them wait for upstream: SERVFAIL
+	dropConnections = "connections" // the pod holds too many connections: closed
+	dropSource      = "source"      // from an address that cannot be answered
+)
+
+func (m *Metrics) drop(reason string) {
+	if m != nil {
+		m.dropped.WithLabelValues(reason).Inc()
+	}
+}
+
+// ResolvConfChanged counts a new version of resolv.conf, which is in force or
+// was refused.
+func (m *Metrics) ResolvConfChanged(taken bool) {
+	if m == nil {
+		return
+	}
+	result := "refused"
+	if taken {
+		result = "taken"
+	}
+	m.changes.WithLabelValues(result).Inc()
+}
+
+func (m *Metrics) cached(hit bool) {
+	if m == nil {
+		return
+	}
+	result := "miss"
+	if hit {
+		result = "hit"
+	}
+	m.cache.WithLabelValues(result).Inc()
 }
 
 // A labelSet holds label values in the order of the families' labels.

@@ -19,6 +19,14 @@ type zone struct {
 	ipv6      bool     // whether AAAA is ever answered
 }
 
+// with is the zone with the search domains of conf, if there is one.
+func (z zone) with(conf *ResolvConf) zone {
+	if conf != nil {
+		z.search = append([]string{}, conf.Search...) // not nil
+	}
+	return z
+}
+
 // A verdict is what the mesh says of a question.
 type verdict uint8
 

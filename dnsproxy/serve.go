@@ -45,11 +45,13 @@ func (s *Server) readPackets(pc net.PacketConn) {
 			continue
 		}
 		if !s.answerable(addr) {
+			s.metrics.drop(dropSource)
 			continue
 		}
 		query := append([]byte(nil), buf[:n]...)
 		if s.packets.Add(1) > maxPackets {
 			s.packets.Add(-1)
+			s.metrics.drop(dropBusy)
 			reply(pc, s.refuse(query), addr)
 			continue
 		}
@@ -112,6 +114,7 @@ func (s *Server) accept(l net.Listener) {
 			continue
 		}
 		if !s.track(c) {
+			s.metrics.drop(dropConnections)
 			c.Close()
 			continue
 		}

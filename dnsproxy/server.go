@@ -31,10 +31,10 @@ import (
 
 // Config is what a Server is made of. View, Client and Dial are needed.
 type Config struct {
-	Domain             string   // of the cluster; empty: cluster.local
-	PreferredNamespace string   // wins among services of a hostname; empty: none
-	Search             []string // nil: <namespace>.svc.<Domain>, svc.<Domain>, <Domain>
-	IPv6               bool     // answer AAAA from the mesh
+	Domain             string // of the cluster; empty: cluster.local
+	PreferredNamespace string // wins among services of a hostname; empty: none
+	SearchOfSource     bool   // complete names as Source says, not by <namespace>.svc.<Domain>, svc.<Domain>, <Domain>
+	IPv6               bool   // answer AAAA from the mesh
 
 	View mesh.View // what the mesh knows
 
@@ -43,8 +43,10 @@ type Config struct {
 	Client func(ctx context.Context) (*mesh.Workload, error)
 
 	Upstream Upstream // who answers what the mesh does not know
+	Source   *Source  // the same, in place of Upstream, and followed as it changes
 	Dial     DialFunc // from inside the pod's network namespace
 	Hosts    Hosts    // asked before upstream
+	Cache    int      // answers of upstream that are kept; zero: 8192; below: none
 
 	Metrics *Metrics     // nil: nothing is counted
 	Logger  *slog.Logger // start, stop and warnings; nil: discarded
@@ -61,6 +63,7 @@ type Config struct {
 //	 +---------+-----------------------+
 type Server struct {
 	zone    zone
+	search  *Source // whose search domains count; nil: Kubernetes'
 	view    mesh.View
 	client  func(context.Context) (*mesh.Workload, error)
 	shuffle func([]netip.Addr)
@@ -99,7 +102,10 @@ func New(cfg Config) *Server {
 		view:    cfg.View,
 		client:  cfg.Client,
 		shuffle: cfg.Shuffle,
-		forward: NewForwarder(ForwarderConfig{Upstream: cfg.Upstream, Dial: cfg.Dial, Hosts: cfg.Hosts}),
+		forward: NewForwarder(ForwarderConfig{
+			Upstream: cfg.Upstream, Source: cfg.Source, Dial: cfg.Dial,
+			Hosts: cfg.Hosts, Cache: cfg.Cache, Metrics: cfg.Metrics,
+		}),
 		metrics: cfg.Metrics,
 		log:     orDiscard(cfg.Logger),
 		access:  orDiscard(cfg.Access),
@@ -109,7 +115,10 @@ func New(cfg Config) *Server {
 	if domain == "" {
 		domain = "cluster.local"
 	}
-	s.zone = zone{domain: domain, preferred: cfg.PreferredNamespace, search: cfg.Search, ipv6: cfg.IPv6}
+	s.zone = zone{domain: domain, preferred: cfg.PreferredNamespace, ipv6: cfg.IPv6}
+	if cfg.SearchOfSource {
+		s.search = cfg.Source
+	}
 	if s.shuffle == nil {
 		s.shuffle = func(a []netip.Addr) {
 			rand.Shuffle(len(a), func(i, j int) { a[i], a[j] = a[j], a[i] })

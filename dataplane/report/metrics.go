@@ -32,7 +32,7 @@ func NewMetrics(r *metrics.Registry) *Metrics {
 		lookups: newHostLookups(),
 	}
 	r.Stream(m.families()...)
-	r.Registerer().MustRegister(m.sockets, m.lookups.count, prometheus.NewCounterFunc(prometheus.CounterOpts{
+	r.Registerer().MustRegister(m.sockets, m.lookups.count, m.lookups.misses, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "ztunnel_metrics_folded_total",
 		Help: "Connections counted under the labels overflow, for want of room for their own (unstable)",
 	}, func() float64 { return float64(m.traffic.folded.Load()) }))
@@ -78,7 +78,8 @@ const maxLookups = 2_000
 
 // hostLookups counts names that had to be looked up.
 type hostLookups struct {
-	count *prometheus.CounterVec
+	count  *prometheus.CounterVec
+	misses *prometheus.CounterVec // those that no cache could answer
 
 	mu   *sync.Mutex
 	seen map[string]bool // guarded by mu; hostnames
@@ -89,6 +90,10 @@ func newHostLookups() hostLookups {
 		count: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "istio_on_demand_dns_total",
 			Help: "Connections for which a workload's name had to be looked up (unstable)",
+		}, lookupLabels()),
+		misses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_on_demand_dns_cache_misses_total",
+			Help: "Those of them for which a nameserver had to be asked (unstable)",
 		}, lookupLabels()),
 		mu: new(sync.Mutex), seen: map[string]bool{},
 	}
@@ -101,12 +106,17 @@ func lookupLabels() []string {
 	}
 }
 
-// add counts one name that source's connection needed.
-func (h hostLookups) add(source *mesh.Workload, hostname string) {
+// add counts one name that source's connection needed, and whether a server was
+// asked for it.
+func (h hostLookups) add(source *mesh.Workload, hostname string, asked bool) {
 	values := make([]string, 0, len(lookupLabels()))
 	e := endOf(source, nil)
 	e.each("source_", source.Identity().String(), func(_, value string) { values = append(values, orUnknown(value)) })
-	h.count.WithLabelValues(append(values, h.bounded(orUnknown(hostname)))...).Inc()
+	values = append(values, h.bounded(orUnknown(hostname)))
+	h.count.WithLabelValues(values...).Inc()
+	if asked {
+		h.misses.WithLabelValues(values...).Inc()
+	}
 }
 
 func (h hostLookups) bounded(hostname string) string {

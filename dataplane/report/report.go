@@ -232,7 +232,8 @@ func (r *Reporter) SocketOpened(side Side) { r.metrics.socket(side, 1) }
 func (r *Reporter) SocketClosed(side Side) { r.metrics.socket(side, -1) }
 
 // HostLookup counts that a connection of source needed the address of a
-// workload that has none, only a name (contract 3.8, 12.2).
-func (r *Reporter) HostLookup(source *mesh.Workload, hostname string) {
-	r.metrics.lookups.add(source, hostname)
+// workload that has none, only a name (contract 3.8, 12.2); asked says that it
+// was not in a cache.
+func (r *Reporter) HostLookup(source *mesh.Workload, hostname string, asked bool) {
+	r.metrics.lookups.add(source, hostname, asked)
 }

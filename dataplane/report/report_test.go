@@ -226,7 +226,11 @@ func TestSeries(t *testing.T) {
 		{"overridden", func(b *bench) { b.Open(overridden) }},
 		{"plaintext", func(b *bench) { b.Open(plaintext) }},
 		{"early", func(b *bench) { b.Denied(Early{Src: stranger.Src, Err: errors.New("x")}) }},
-		{"lookup", func(b *bench) { b.HostLookup(client(), "db.example") }},
+		{"lookup", func(b *bench) { b.HostLookup(client(), "db.example", false) }},
+		{"asked", func(b *bench) {
+			b.HostLookup(client(), "db.example", true)
+			b.HostLookup(client(), "db.example", false)
+		}},
 		{"sockets", func(b *bench) {
 			b.SocketOpened(Destination)
 			b.SocketOpened(Destination)

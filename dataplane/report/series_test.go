@@ -118,7 +118,7 @@ func TestAScrapeThatStandsStillHoldsNobodyUp(t *testing.T) {
 	c.AddSent(1)
 	c.Close(FlagDeny, errors.New("x")) // and another
 	b.SocketOpened(Destination)
-	b.HostLookup(client(), "db.example")
+	b.HostLookup(client(), "db.example", true)
 	var other bytes.Buffer
 	if err := b.registry.Expose(&other); err != nil || !strings.Contains(other.String(), `source_workload="during"`) {
 		t.Errorf("another scrape: %v", err)
@@ -132,7 +132,7 @@ func TestAScrapeThatStandsStillHoldsNobodyUp(t *testing.T) {
 func TestLookedUpNamesAreBounded(t *testing.T) {
 	b := newBench(t, "off")
 	for i := range maxLookups + 10 {
-		b.HostLookup(client(), fmt.Sprintf("h%d.example", i))
+		b.HostLookup(client(), fmt.Sprintf("h%d.example", i), true)
 	}
 	got := b.series()
 	if n := strings.Count(got, "istio_on_demand_dns_total{"); n != maxLookups+1 {

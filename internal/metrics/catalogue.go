@@ -43,6 +43,10 @@ type Family struct {
 func catalogue() []Family {
 	dns := []string{"request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"}
 	traffic := trafficLabels()
+	lookup := []string{
+		"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+		"source_principal", "source_app", "source_version", "source_cluster", "hostname",
+	}
 	return slices.Concat([]Family{
 		{Name: "process_open_fds", Kind: Gauge},
 		{Name: "process_max_fds", Kind: Gauge},
@@ -55,10 +59,7 @@ func catalogue() []Family {
 		{Name: "istio_tcp_connections_closed_total", Kind: Counter, Labels: traffic, Core: true},
 		{Name: "istio_tcp_received_bytes_total", Kind: Counter, Labels: traffic, Core: true},
 		{Name: "istio_tcp_sent_bytes_total", Kind: Counter, Labels: traffic, Core: true},
-		{Name: "istio_on_demand_dns_total", Kind: Counter, Labels: []string{
-			"source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
-			"source_principal", "source_app", "source_version", "source_cluster", "hostname",
-		}},
+		{Name: "istio_on_demand_dns_total", Kind: Counter, Labels: lookup},
 		{Name: "istio_tcp_connections_failed_total", Kind: Counter, Labels: traffic},
 		{Name: "istio_tcp_sockets_open", Kind: Gauge, Labels: []string{"reporter"}},
 		{Name: "istio_crl_policy_rejections_total", Kind: Counter, Labels: []string{"reporter"}},
@@ -75,16 +76,19 @@ func catalogue() []Family {
 		{Name: "istio_pending_proxy_count_total", Kind: Gauge, Ours: true},
 		{Name: "istio_proxies_started_total", Kind: Counter, Ours: true},
 		{Name: "istio_proxies_stopped_total", Kind: Counter, Ours: true},
-		{Name: "istio_on_demand_dns_cache_misses_total", Kind: Counter, Ours: true},
+		{Name: "istio_on_demand_dns_cache_misses_total", Kind: Counter, Labels: lookup, Ours: true},
 		{Name: "ztunnel_capture_checks_total", Kind: Counter, Labels: []string{"check", "result"}, Ours: true},
 		{Name: "ztunnel_capture_events_total", Kind: Counter, Labels: []string{"hook", "reason"}, Ours: true},
 		{Name: "ztunnel_captured_pods", Kind: Gauge, Labels: []string{"tier", "healthy"}, Ours: true},
 		{Name: "ztunnel_connect_retries_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_dns_cache_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
+		{Name: "ztunnel_dns_dropped_total", Kind: Counter, Labels: []string{"reason"}, Ours: true},
 		{Name: "ztunnel_embedded_ca", Kind: Gauge, Ours: true},
 		{Name: "ztunnel_http_connections_refused_total", Kind: Counter, Labels: []string{"component"}, Ours: true},
 		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_on_demand_requests_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
+		{Name: "ztunnel_resolv_conf_changes_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
 		{Name: "ztunnel_unknown_policies_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_wait_timeouts_total", Kind: Counter, Labels: []string{"what"}, Ours: true},
 	})

@@ -86,7 +86,10 @@ type Config struct {
 	// ResolvConf is the resolver configuration whose nameservers get what is
 	// not the mesh's. RESOLV_CONF (ours), default /etc/resolv.conf.
 	ResolvConf string
-	// Resolver is what that file says. Load does not read it: its grammar
+	// DNSCache keeps what upstream said about names, for each pod apart.
+	// DNS_CACHE (ours), default true.
+	DNSCache bool
+	// Resolver is what that file says at the start. Load does not read it: its grammar
 	// belongs to dnsproxy. Whoever parses it puts the result here to be shown.
 	Resolver Resolver
 	// WorkloadWait is how long a connection waits for what it cannot be judged

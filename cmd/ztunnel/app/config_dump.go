@@ -98,6 +98,7 @@ func (c *Config) ours() object {
 		{"probeScope", c.Capture.ProbeScope},
 		{"embeddedCaDir", c.Control.EmbeddedCADir},
 		{"resolvConf", c.ResolvConf},
+		{"dnsCache", c.DNSCache},
 		{"compliancePqc", c.Control.PQC},
 		{"tls12Enabled", c.Control.TLS12},
 		{"authzPolicyInfoLogging", c.PolicyInfo},

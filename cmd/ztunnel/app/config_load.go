@@ -47,6 +47,7 @@ func Load(env Env, args []string) (*Config, error) {
 		InpodUDS:           r.text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
 		ResolvConf:         r.text("RESOLV_CONF", "/etc/resolv.conf"),
 		WorkloadWait:       r.duration("WORKLOAD_WAIT_TIMEOUT", 5*time.Second),
+		DNSCache:           r.flag("DNS_CACHE", true),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
 		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),

@@ -59,6 +59,7 @@ func TestDefaults(t *testing.T) {
 		{"Drain", c.Drain, 5 * time.Second},
 		{"InpodUDS", c.InpodUDS, "/var/run/ztunnel/ztunnel.sock"},
 		{"ResolvConf", c.ResolvConf, "/etc/resolv.conf"},
+		{"DNSCache", c.DNSCache, true},
 		{"Args", c.Args, "proxy ztunnel"},
 		{"Metadata", c.Metadata, map[string]string{}},
 		{"SelfIdentity", c.SelfIdentity.String(), ""},

@@ -122,12 +122,3 @@ func (d *dedicated) live() live.Snapshot {
 	}
 	return d.proxy.Live()
 }
-
-// searchDomains are what pods' names are completed with: in dedicated mode
-// the system's, else nil for those of the pod's namespace (contract 11.3).
-func (n *node) searchDomains() []string {
-	if !n.cfg.Dedicated {
-		return nil
-	}
-	return append([]string{}, n.resolv.Search...) // not nil
-}

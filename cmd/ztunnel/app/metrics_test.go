@@ -93,7 +93,7 @@ func happen(t *testing.T, e everyCollector) {
 	tunnel.Reporter, tunnel.Service = report.Destination, nil
 	r.Open(tunnel).Close(report.FlagDeny, errors.New("refused"))
 	r.Open(report.Params{Reporter: report.Source, Src: tunnel.Src, Dst: netip.MustParseAddrPort("192.0.2.1:80")}).AddReceived(5)
-	r.HostLookup(client, "db.example")
+	r.HostLookup(client, "db.example", true)
 
 	e.xds.Message("type.googleapis.com/istio.workload.Address", 30)
 	e.xds.Message("type.googleapis.com/istio.workload.Address", 12)

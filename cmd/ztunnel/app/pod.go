@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane"
@@ -122,7 +121,7 @@ func (p *podProxy) dnsConfig(log *slog.Logger) dnsproxy.Config {
 	return dnsproxy.Config{
 		Domain:             n.cfg.ClusterDomain,
 		PreferredNamespace: n.cfg.PreferredNamespace,
-		Search:             n.searchDomains(),
+		SearchOfSource:     n.cfg.Dedicated, // contract 11.3
 		IPv6:               n.cfg.IPv6,
 		Client: func(ctx context.Context) (*mesh.Workload, error) {
 			if w := dataplane.WaitWorkload(ctx, n.store, n.cfg.LocalNode, p.pod); w != nil {
@@ -130,13 +129,14 @@ func (p *podProxy) dnsConfig(log *slog.Logger) dnsproxy.Config {
 			}
 			return nil, fmt.Errorf("unknown workload %s/%s", p.pod.Namespace, p.pod.Name)
 		},
-		View:     n.store.View(),
-		Upstream: n.resolv.Upstream(),
-		Hosts:    n.hosts,
-		Dial:     p.dialDNS,
-		Metrics:  n.dnsMetrics,
-		Logger:   log,
-		Access:   logs.Target(n.logger, "dns"),
+		View:    n.store.View(),
+		Source:  n.resolv,
+		Cache:   n.cfg.dnsCache(),
+		Hosts:   n.hosts,
+		Dial:    p.dialDNS,
+		Metrics: n.dnsMetrics,
+		Logger:  log,
+		Access:  logs.Target(n.logger, "dns"),
 	}
 }
 
@@ -280,25 +280,6 @@ func (h *identities) release(id identity.ID) bool {
 	}
 	delete(h.pods, id)
 	return true
-}
-
-// lookupHost resolves names of workloads in the proxy's own namespace, by the
-// servers of RESOLV_CONF (contract 3.8); without the DNS proxy, which is what
-// reads that, by the system's.
-func (n *node) lookupHost(ctx context.Context, hostname string) ([]netip.Addr, error) {
-	var next atomic.Uint32
-	resolver := &net.Resolver{PreferGo: true}
-	if servers := n.resolv.Nameservers; len(servers) > 0 {
-		resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			server := servers[int(next.Add(1)-1)%len(servers)] // another one for each attempt
-			return new(net.Dialer).DialContext(ctx, network, server.String())
-		}
-	}
-	addrs, err := resolver.LookupNetIP(ctx, "ip", hostname)
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	return addrs, err
 }
 
 var _ inpod.Proxy = (*podProxy)(nil)

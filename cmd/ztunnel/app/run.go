@@ -4,10 +4,8 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -60,8 +58,9 @@ type node struct {
 	feed    *xds.Feed // nil without a control plane
 	certs   *certs.Manager
 	revoked *revocation.Enforcer // nil: nothing is
-	resolv  dnsproxy.ResolvConf
+	resolv  *dnsproxy.Source     // resolv.conf
 	hosts   dnsproxy.Hosts
+	lookups *dnsproxy.Resolver // of workloads' names
 	capture *capture.Node
 	inpod   *inpod.Enrollment
 
@@ -230,40 +229,6 @@ func (n *node) buildState(ctx context.Context) error {
 	return nil
 }
 
-// buildResolver reads who answers what the mesh does not know.
-func (n *node) buildResolver(context.Context) error {
-	if !n.cfg.DNSProxy {
-		return nil
-	}
-	f, err := os.Open(n.cfg.ResolvConf)
-	if err != nil {
-		return fmt.Errorf("resolver configuration: %w", err)
-	}
-	defer f.Close()
-	if n.resolv, err = dnsproxy.ParseResolvConf(f); err != nil {
-		return fmt.Errorf("%s: %w", n.cfg.ResolvConf, err)
-	}
-	n.cfg.Resolver = resolverOf(n.resolv)
-	return n.readHosts()
-}
-
-// readHosts takes the names of the hosts file, if there is one.
-func (n *node) readHosts() error {
-	const path = "/etc/hosts"
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("hosts file: %w", err)
-	}
-	defer f.Close()
-	if n.hosts, err = dnsproxy.ParseHosts(f); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
 func (n *node) buildCapture(ctx context.Context) error {
 	cc, err := n.cfg.capture()
 	if err != nil {
@@ -348,7 +313,7 @@ func (n *node) proxyConfig() dataplane.Config {
 // shared is what every pod's proxy shares with the others.
 func (n *node) shared(logger *slog.Logger) dataplane.Shared {
 	s := dataplane.Shared{
-		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookupHost,
+		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookups.Addresses,
 		Metrics: n.waits, Logger: logger,
 	}
 	if n.cfg.Control.OnDemand && n.feed != nil {

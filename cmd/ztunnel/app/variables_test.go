@@ -169,7 +169,9 @@ func TestVariablesOfDNS(t *testing.T) {
 		{"CLUSTER_DOMAIN", "x.local", func(n *node) any { return pod(n).dnsConfig(n.logger).Domain }, "x.local"},
 		{"PREFERED_SERVICE_NAMESPACE", "ns", func(n *node) any { return pod(n).dnsConfig(n.logger).PreferredNamespace }, "ns"},
 		{"IPV6_ENABLED", "false", func(n *node) any { return pod(n).dnsConfig(n.logger).IPv6 }, false},
+		{"DNS_CACHE", "false", func(n *node) any { return pod(n).dnsConfig(n.logger).Cache }, -1},
 		{"RESOLV_CONF", conf, func(n *node) any {
+			defer n.close()
 			if err := n.buildResolver(t.Context()); err != nil {
 				return err
 			}
