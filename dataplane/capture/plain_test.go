@@ -36,7 +36,7 @@ func TestPlainNamesWhatIsTakenAndLeavesNothing(t *testing.T) {
 		t.Errorf("%d and %d, %v", len(p.DNSPacketConns()), len(p.DNSListeners()), p.Tier())
 	}
 	must(t, p.Enable(t.Context()))
-	if err := errors.Join(p.Health(), p.Release(), p.Release()); err != nil {
+	if err := errors.Join(p.Health(), p.Vacate(t.Context()), p.Release(), p.Release()); err != nil {
 		t.Error(err)
 	}
 }

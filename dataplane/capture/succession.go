@@ -111,7 +111,11 @@ func (p *Pod) takeBack() {
 // that have arrived are accepted and read, or ctx ends. The accept loops and
 // the DNS server must still be running. In tier A what comes later waits for
 // the next process; in tier C it has gone to it already, if PortReuse is set.
+// In TierPlain there is nobody that it could go to, and nothing to wait for.
 func (p *Pod) Vacate(ctx context.Context) error {
+	if p.tier == TierPlain {
+		return nil
+	}
 	p.mu.Lock()
 	p.vacated = true
 	p.mu.Unlock()
