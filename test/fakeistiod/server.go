@@ -36,6 +36,9 @@ import (
 type Options struct {
 	// Address to listen on; empty: a free port of 127.0.0.1.
 	Address string
+	// Listen makes the listener; nil: net.Listen. A laboratory's hosts have
+	// one of their own.
+	Listen func(network, address string) (net.Listener, error)
 	// Hosts are what the certificate is for; empty: 127.0.0.1, ::1, localhost
 	// and istiod.istio-system.svc.
 	Hosts []string
@@ -124,7 +127,11 @@ func (s *Server) Restart() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l, err := net.Listen("tcp", s.addr)
+	listen := s.opts.Listen
+	if listen == nil {
+		listen = net.Listen
+	}
+	l, err := listen("tcp", s.addr)
 	if err != nil {
 		return fmt.Errorf("fake istiod: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/ztunnel-go/ztunnel/xds/pb/discoverypb"
@@ -79,19 +80,19 @@ func (w *World) notify(keys []key) {
 	}
 }
 
-// find looks a name up, as a name or as an alias.
-func (w *World) find(typeURL, name string) (Resource, bool) {
+// about finds what a name or alias stands for. There may be several: istiod
+// tells with a service of its workloads, which here have its names as aliases.
+func (w *World) about(typeURL, name string) []Resource {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if r, ok := w.by[key{typeURL, name}]; ok {
-		return r, true
-	}
+	var found []Resource
 	for k, r := range w.by {
-		if k.typeURL == typeURL && slices.Contains(r.Aliases, name) {
-			return r, true
+		if k.typeURL == typeURL && (k.name == name || slices.Contains(r.Aliases, name)) {
+			found = append(found, r)
 		}
 	}
-	return Resource{}, false
+	slices.SortFunc(found, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
+	return found
 }
 
 func (w *World) names(typeURL string) []string {
@@ -241,12 +242,18 @@ func (s *serving) changed(dirty map[key]bool) error {
 func (s *serving) tell(url string, names []string) error {
 	var resources []Resource
 	var removed []string
+	told := map[string]bool{}
 	for _, n := range names {
-		if r, ok := s.w.find(url, n); ok {
-			s.wants[url].names[r.Name] = true // which n may be but an alias of
-			resources = append(resources, r)
-		} else {
+		found := s.w.about(url, n)
+		if len(found) == 0 {
 			removed = append(removed, n)
+		}
+		for _, r := range found {
+			s.wants[url].names[r.Name] = true // which n may be but an alias of
+			if !told[r.Name] {
+				told[r.Name] = true
+				resources = append(resources, r)
+			}
 		}
 	}
 	s.nonce++
