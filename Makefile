@@ -27,7 +27,7 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-istiod nightly demo demo-shell bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build test test-istiod nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ demo: build ## two nodes and their pods in namespaces, traffic through both prox
 demo-shell: build ## the same, left up, with a shell in a pod (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/demo
 	bin/demo -shell
+
+# What is measured, and how long: BENCH="-rounds 1 -only DNS"; bin/bench -h.
+bench: build ## what the proxy costs, in namespaces, beside plain TCP and with PEER=<binary> beside another ztunnel (root)
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/bench
+	bin/bench -json bin/bench.json $(if $(PEER),-peer '$(PEER)') $(BENCH)
 
 bench-state: ## time, memory and lookups of a mesh of 100,000 workloads; a table, and JSON in bin
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/benchstate

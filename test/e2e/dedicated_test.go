@@ -32,7 +32,7 @@ func (w *world) dedicate(pod *netlab.Pod, o rig.Dedicated) *rig.Proxy {
 	return p
 }
 
-// marked are the variables of a proxy whose pod has redirectRules.
+// marked are the variables of a proxy whose pod has rig.IstioCNI.
 func marked(more ...string) map[string]string {
 	env := map[string]string{"PACKET_MARK": "1337"}
 	for _, v := range more {
@@ -48,8 +48,8 @@ func TestDedicated(t *testing.T) {
 	w := plan(t)
 	forwarded := netip.MustParseAddr("203.0.113.7")
 	w.serve(w.outside.Host, serve.Options{HTTP: port(portHTTP), DNS: port(53), Records: map[string][]netip.Addr{outsideName: {forwarded}}})
-	redirect(t, w.a, redirectRules)
-	redirect(t, w.b, redirectRules)
+	redirect(t, w.a, rig.IstioCNI)
+	redirect(t, w.b, rig.IstioCNI)
 	resolv := filepath.Join(w.lab.Dir(), "dedicated.conf")
 	must(t, os.WriteFile(resolv, fmt.Appendf(nil, "search company.example\nnameserver %v\n", w.outside.IPv4), 0o600))
 	w.p1 = w.dedicate(w.a, rig.Dedicated{Env: marked("RESOLV_CONF=" + resolv)})
@@ -163,7 +163,7 @@ func (w *world) dedicatedPages(t *testing.T) {
 func TestDedicatedBesideANode(t *testing.T) {
 	w := plan(t)
 	w.serve(w.a.Host, serve.Options{HTTP: port(portHTTP)})
-	redirect(t, w.a, redirectRules)
+	redirect(t, w.a, rig.IstioCNI)
 	w.p1 = w.dedicate(w.a, rig.Dedicated{Env: marked("CONNECTION_TERMINATION_DEADLINE=1s")})
 	w.p2 = w.start(w.n2, rig.Options{})
 	w.enrol(w.p2, w.b)

@@ -19,8 +19,8 @@ import (
 // rules ask by name, and its other connections be captured all the same.
 func TestSOCKS5WhereIstioCaptures(t *testing.T) {
 	w := plan(t)
-	redirect(t, w.a, redirectRules)
-	redirect(t, w.b, redirectRules)
+	redirect(t, w.a, rig.IstioCNI)
+	redirect(t, w.b, rig.IstioCNI)
 	o := rig.Options{Env: map[string]string{"CAPTURE": "istio-cni", "UNSTABLE_ENABLE_SOCKS5": "true"}}
 	w.p1, w.p2 = w.start(w.n1, o), w.start(w.n2, o)
 	w.enrol(w.p1, w.a)
@@ -61,7 +61,7 @@ func TestAnApplicationOnOurPortsWhereIstioCaptures(t *testing.T) {
 	}{{"true", true, false}, {"true", false, true}, {"false", true, true}} {
 		t.Run(fmt.Sprintf("%s %v", tc.reuse, tc.shares), func(t *testing.T) {
 			w := plan(t)
-			redirect(t, w.a, redirectRules)
+			redirect(t, w.a, rig.IstioCNI)
 			lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 				if tc.shares {
 					ctl := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })

@@ -146,7 +146,7 @@ func TestReplacement(t *testing.T) {
 func TestReplacementWhereIstioCaptures(t *testing.T) {
 	w := plan(t)
 	for _, pod := range []*netlab.Pod{w.a, w.b, w.c} {
-		redirect(t, pod, redirectRules)
+		redirect(t, pod, rig.IstioCNI)
 	}
 	w.replaceUnderLoad(t, rig.Options{Env: map[string]string{"CAPTURE": "istio-cni"}}, wanted(10), 2_000)
 }

@@ -34,6 +34,8 @@ type Options struct {
 	// Beside is a proxy of the same node that this one is to replace: they
 	// share the agent.
 	Beside *Proxy
+	// Foreign says that it is another ztunnel, which has no cleanup command.
+	Foreign bool
 }
 
 // A Proxy is the proxy of one node: its process, which may be killed and
@@ -49,6 +51,8 @@ type Proxy struct {
 	host *netlab.Host // where the process runs: the node, a namespace of its own or, of a dedicated one, its pod
 	wrap []string     // see Dedicated
 	env  map[string]string
+	// cleans says that it leaves something, and knows how to take it away.
+	cleans bool
 
 	mu      sync.Mutex
 	process *process // guarded by mu; the last one started
@@ -56,7 +60,7 @@ type Proxy struct {
 
 // Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
 func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
-	p := &Proxy{mesh: m, node: node, host: node.Host, Output: newOutput()}
+	p := &Proxy{mesh: m, node: node, host: node.Host, cleans: !opts.Foreign, Output: newOutput()}
 	if opts.In != nil {
 		p.host = opts.In
 	}
@@ -211,7 +215,7 @@ func (p *Proxy) close() error {
 	if p.last() != nil {
 		errs = append(errs, p.Kill())
 	}
-	if p.env["PROXY_MODE"] != "dedicated" { // which leaves nothing
+	if p.cleans {
 		errs = append(errs, p.Cleanup())
 	}
 	return errors.Join(errs...)

@@ -54,6 +54,7 @@ type Policy struct {
 	Namespace string      `json:"namespace"`
 	Scope     string      `json:"scope"`  // Global, Namespace or WorkloadSelector
 	Action    string      `json:"action"` // Allow or Deny
+	DryRun    bool        `json:"dryRun"`
 	Rules     [][][]Match `json:"rules"`
 }
 

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Bench measures what a connection through the proxy costs: throughput, round
+// trips, new connections, new tunnels, DNS, passthrough and idle memory, between
+// two nodes and within one. Beside each stands the same load on the same links
+// with no proxy, taken in the same run. `make bench` builds and runs it; with
+// PEER=<binary> another ztunnel is measured in turn, under the same load.
+// docs/performance.md says what was found. It needs root.
+//
+// Whoever sends and answers are processes of their own in the pods' namespaces,
+// one thread for each connection, in blocking system calls that Go's scheduler
+// is not told of. The proxies are known from outside only: they are processes
+// with an environment, an agent and pages.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// options are the flags.
+type options struct {
+	ztunnel  string
+	peer     string
+	capture  string
+	json     string
+	only     *regexp.Regexp
+	rounds   int
+	idle     int
+	duration time.Duration
+}
+
+func main() {
+	generate() // does not return in a child that generates load
+	o, err := parseFlags(os.Args[1:])
+	if err != nil {
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	if err := o.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parseFlags(args []string) (o options, err error) {
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&o.ztunnel, "ztunnel", "bin/ztunnel", "`path` of our binary")
+	fs.StringVar(&o.peer, "peer", "", "`path` of another ztunnel, measured in turn; it must take FAKE_CA and LOCAL_XDS_PATH")
+	fs.StringVar(&o.capture, "capture", "ebpf", "how our pods are captured: ebpf, or istio-cni's rules as the peer's always are")
+	fs.StringVar(&o.json, "json", "", "write every single measurement to this `file`")
+	only := fs.String("only", "", "measure only rows whose name matches this `expression`")
+	fs.IntVar(&o.rounds, "rounds", 3, "how often each is measured; medians are shown")
+	fs.IntVar(&o.idle, "idle", 4000, "how many idle connections memory is divided by")
+	fs.DurationVar(&o.duration, "duration", 2*time.Second, "how long each measurement takes")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if o.only, err = regexp.Compile(*only); err == nil && o.capture != "ebpf" && o.capture != "istio-cni" {
+		err = fmt.Errorf("-capture %s", o.capture)
+	}
+	for _, path := range []*string{&o.ztunnel, &o.peer} {
+		if *path != "" && err == nil {
+			*path, err = filepath.Abs(*path)
+		}
+		if *path != "" && err == nil {
+			_, err = os.Stat(*path)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(fs.Output(), "bench:", err)
+	}
+	return o, err
+}
+
+// A subject is a ztunnel that is measured, on both nodes at once.
+type subject struct {
+	Name    string `json:"name"` // ours or peer
+	Binary  string `json:"-"`
+	Capture string `json:"capture"`
+}
+
+func (o options) subjects() []subject {
+	all := []subject{{"ours", o.ztunnel, o.capture}}
+	if o.peer != "" {
+		all = append(all, subject{"peer", o.peer, "istio-cni"})
+	}
+	return all
+}
+
+// A report is all that a run found.
+type report struct {
+	Began    time.Time `json:"began"`
+	Duration string    `json:"duration"` // of each measurement
+	Rounds   int       `json:"rounds"`
+	CPUs     int       `json:"cpus"`
+	Kernel   string    `json:"kernel"`
+	Load     string    `json:"load"` // average of the machine when the run began and ended
+	Subjects []subject `json:"subjects"`
+	Rows     rows      `json:"rows"`
+}
+
+func (o options) run(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("namespaces and their links are made by root: try sudo")
+	}
+	r := report{
+		Began: time.Now(), Duration: o.duration.String(), Rounds: o.rounds,
+		CPUs: runtime.NumCPU(), Kernel: kernel(), Load: loadAverage(), Subjects: o.subjects(),
+	}
+	var all rows
+	for round := range o.rounds {
+		for _, s := range r.Subjects {
+			fmt.Fprintf(os.Stderr, "round %d of %d, %s\n", round+1, o.rounds, s.Name)
+			if err := o.measure(ctx, s, &all); err != nil {
+				return fmt.Errorf("%s: %w", s.Name, err)
+			}
+		}
+	}
+	r.Load += " to " + loadAverage()
+	all.sum(r.Subjects)
+	r.Rows = all
+	if err := r.show(os.Stdout); err != nil || o.json == "" {
+		return err
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+}
+
+// measure takes one round of everything with s on both nodes.
+func (o options) measure(ctx context.Context, s subject, into *rows) (err error) {
+	b := &bench{options: o, subject: s}
+	defer func() { err = errors.Join(err, b.close(err)) }()
+	if err := b.build(ctx); err != nil {
+		return err
+	}
+	for _, c := range b.cells() {
+		if !o.only.MatchString(c.name) {
+			continue
+		}
+		samples, err := b.take(ctx, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		into.add(c, samples...)
+	}
+	return nil
+}
