@@ -14,6 +14,8 @@ import (
 
 // An Output is what a proxy has printed, over all its lives, by line.
 type Output struct {
+	held sync.Mutex // held by Hold
+
 	mu    sync.Mutex
 	lines []string      // guarded by mu
 	rest  []byte        // guarded by mu; a line that is not over
@@ -26,6 +28,8 @@ func newOutput() *Output { return &Output{more: make(chan struct{})} }
 
 // Write takes a piece of output.
 func (o *Output) Write(b []byte) (int, error) {
+	o.held.Lock()
+	defer o.held.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.rest = append(o.rest, b...)
@@ -39,6 +43,13 @@ func (o *Output) Write(b []byte) (int, error) {
 		close(o.more)
 		o.more = make(chan struct{})
 	}
+}
+
+// Hold stops reading what the proxy prints, until the returned function is
+// called: its pipe fills up.
+func (o *Output) Hold() (release func()) {
+	o.held.Lock()
+	return o.held.Unlock
 }
 
 // Mark is a place in the output: the end, as it is now.
