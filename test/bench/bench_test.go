@@ -145,9 +145,15 @@ func TestEveryLoadRuns(t *testing.T) {
 	for _, c := range b.cells() {
 		j := c.job
 		j.To, j.From, j.Duration = netip.AddrPortFrom(to.IPv4, j.To.Port()), netip.Prefix{}, 50*time.Millisecond
+		var o outcome
+		var err error
 		calls := 0
 		call := func() error { calls++; return nil }
-		o, err := load(context.Background(), from, j, call, call)
+		for o.Ops == 0 && err == nil && j.Duration < time.Minute { // a machine under load may do nothing for a while
+			calls = 0
+			o, err = load(context.Background(), from, j, call, call)
+			j.Duration *= 10
+		}
 		if err != nil || o.Ops == 0 || o.Nanos == 0 || calls != 2 {
 			t.Errorf("%s: %+v, %d calls, %v", c.name, o, calls, err)
 		}

@@ -52,6 +52,13 @@ func resolver() netip.Addr { return netip.AddrFrom4([4]byte{10, 96, 0, 10}) }
 // address of a client, so each makes a tunnel of its own.
 func sources() netip.Prefix { return netip.MustParsePrefix("10.78.0.0/16") }
 
+// half is one half of sources, 0 or 1.
+func half(which byte) netip.Prefix {
+	a := sources().Addr().As4()
+	a[2] = which << 7
+	return netip.PrefixFrom(netip.AddrFrom4(a), sources().Bits()+1)
+}
+
 func (b *bench) build(ctx context.Context) (err error) {
 	if b.lab, err = netlab.New(netlab.Config{}); err != nil {
 		return err
@@ -170,14 +177,14 @@ func (b *bench) startProxies(ctx context.Context, nodes ...*netlab.Node) (err er
 	defer cancel()
 	for _, n := range nodes {
 		for _, pod := range captured[n] {
-			if b.Capture != "istio-cni" {
+			if b.Capture != istioCNI {
 				break
 			}
 			if err := rig.Redirect(pod, rig.IstioCNI); err != nil {
 				return err
 			}
 		}
-		p, err := b.mesh.Start(n, rig.Options{Foreign: b.Name == "peer", Env: map[string]string{"CAPTURE": b.Capture, "RUST_LOG": "warn"}})
+		p, err := b.mesh.Start(n, rig.Options{Foreign: b.foreign(), Env: b.env()})
 		if err != nil {
 			return err
 		}

@@ -35,7 +35,8 @@ type job struct {
 	Threads  int // each with a connection of its own
 	Size     int // of a request; with idle, how many connections
 	Duration time.Duration
-	// From, if valid, is where each connection takes its next address from.
+	// From, if valid, is where each connection takes its next address from; no
+	// two jobs of a lab should have the same.
 	From netip.Prefix
 	Name string // that is asked for
 }
@@ -204,11 +205,7 @@ func (w *worker) trip() error {
 }
 
 func (w *worker) connectAndTrip() error {
-	var from *address
-	if w.From.IsValid() {
-		from = addressOf(netip.AddrPortFrom(w.nextSource(), 0))
-	}
-	fd, err := socket(unix.SOCK_STREAM, from, w.to)
+	fd, err := socket(unix.SOCK_STREAM, w.nextSource(), w.to)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -219,12 +216,16 @@ func (w *worker) connectAndTrip() error {
 	return err
 }
 
-// nextSource is an address of From that nobody had before.
-func (w *worker) nextSource() netip.Addr {
+// nextSource is an address of From that nobody had before, with any port; nil
+// without From.
+func (w *worker) nextSource() *address {
+	if !w.From.IsValid() {
+		return nil
+	}
 	a := w.From.Addr().As4()
-	n := binary.BigEndian.Uint32(a[:]) + 1 + w.source.Add(1)
+	n := binary.BigEndian.Uint32(a[:]) + w.source.Add(1)
 	binary.BigEndian.PutUint32(a[:], n)
-	return netip.AddrFrom4(a)
+	return addressOf(netip.AddrPortFrom(netip.AddrFrom4(a), 0))
 }
 
 // ask sends a query for the address of Name, and wants one.
@@ -268,7 +269,7 @@ const warmConnections = 100
 func (j *job) open() error {
 	many := j.Size
 	j.Size = smallSize
-	w := &worker{job: j, to: addressOf(j.To), buf: make([]byte, smallSize)}
+	w := &worker{job: j, to: addressOf(j.To), source: new(atomic.Uint32), buf: make([]byte, smallSize)}
 	if err := w.openMore(warmConnections); err != nil {
 		return err
 	}
@@ -292,7 +293,7 @@ func (j *job) open() error {
 
 func (w *worker) openMore(n int) (err error) {
 	for i := range n {
-		if w.fd, err = socket(unix.SOCK_STREAM, nil, w.to); err == nil {
+		if w.fd, err = socket(unix.SOCK_STREAM, w.nextSource(), w.to); err == nil {
 			err = w.trip()
 		}
 		if err != nil {

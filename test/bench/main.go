@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,9 +32,8 @@ import (
 
 // options are the flags.
 type options struct {
-	ztunnel  string
-	peer     string
-	capture  string
+	ours     subject
+	peer     subject
 	json     string
 	only     *regexp.Regexp
 	rounds   int
@@ -56,10 +56,14 @@ func main() {
 }
 
 func parseFlags(args []string) (o options, err error) {
+	o.ours, o.peer = subject{Name: "ours"}, subject{Name: "peer"}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	fs.StringVar(&o.ztunnel, "ztunnel", "bin/ztunnel", "`path` of our binary")
-	fs.StringVar(&o.peer, "peer", "", "`path` of another ztunnel, measured in turn; it must take FAKE_CA and LOCAL_XDS_PATH")
-	fs.StringVar(&o.capture, "capture", "ebpf", "how our pods are captured: ebpf, or istio-cni's rules as the peer's always are")
+	fs.StringVar(&o.ours.Binary, "ztunnel", "bin/ztunnel", "`path` of our binary")
+	fs.StringVar(&o.ours.Capture, "capture", ebpf, "how its pods are captured: ebpf, or istio-cni (its rules)")
+	fs.Func("env", "`NAME=value` for its environment; may be repeated", o.ours.addEnv)
+	fs.StringVar(&o.peer.Binary, "peer", "", "`path` of another ztunnel, measured in turn; it must take FAKE_CA and LOCAL_XDS_PATH")
+	fs.StringVar(&o.peer.Capture, "peer-capture", istioCNI, "ebpf if that is one of ours")
+	fs.Func("peer-env", "`NAME=value` for its environment; may be repeated", o.peer.addEnv)
 	fs.StringVar(&o.json, "json", "", "write every single measurement to this `file`")
 	only := fs.String("only", "", "measure only rows whose name matches this `expression`")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often each is measured; medians are shown")
@@ -68,15 +72,10 @@ func parseFlags(args []string) (o options, err error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	if o.only, err = regexp.Compile(*only); err == nil && o.capture != "ebpf" && o.capture != "istio-cni" {
-		err = fmt.Errorf("-capture %s", o.capture)
-	}
-	for _, path := range []*string{&o.ztunnel, &o.peer} {
-		if *path != "" && err == nil {
-			*path, err = filepath.Abs(*path)
-		}
-		if *path != "" && err == nil {
-			_, err = os.Stat(*path)
+	o.only, err = regexp.Compile(*only)
+	for _, s := range []*subject{&o.ours, &o.peer} {
+		if err == nil {
+			err = s.check()
 		}
 	}
 	if err != nil {
@@ -87,15 +86,56 @@ func parseFlags(args []string) (o options, err error) {
 
 // A subject is a ztunnel that is measured, on both nodes at once.
 type subject struct {
-	Name    string `json:"name"` // ours or peer
-	Binary  string `json:"-"`
-	Capture string `json:"capture"`
+	Name    string   `json:"name"` // ours or peer
+	Binary  string   `json:"-"`
+	Capture string   `json:"capture"`
+	Env     []string `json:"env,omitempty"`
+}
+
+// Ways of capture.
+const (
+	ebpf     = "ebpf"
+	istioCNI = "istio-cni"
+)
+
+func (s *subject) addEnv(v string) error {
+	if !strings.Contains(v, "=") {
+		return errors.New("want NAME=value")
+	}
+	s.Env = append(s.Env, v)
+	return nil
+}
+
+// check makes the path a good one from everywhere.
+func (s *subject) check() (err error) {
+	if s.Capture != ebpf && s.Capture != istioCNI {
+		return fmt.Errorf("capture of %s by %q", s.Name, s.Capture)
+	}
+	if s.Binary == "" {
+		return nil
+	}
+	if s.Binary, err = filepath.Abs(s.Binary); err == nil {
+		_, err = os.Stat(s.Binary)
+	}
+	return err
+}
+
+// foreign says that the ztunnel is not one of ours.
+func (s *subject) foreign() bool { return s.Name == "peer" && s.Capture == istioCNI }
+
+func (s *subject) env() map[string]string {
+	env := map[string]string{"CAPTURE": s.Capture, "RUST_LOG": "warn"}
+	for _, v := range s.Env {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
+	}
+	return env
 }
 
 func (o options) subjects() []subject {
-	all := []subject{{"ours", o.ztunnel, o.capture}}
-	if o.peer != "" {
-		all = append(all, subject{"peer", o.peer, "istio-cni"})
+	all := []subject{o.ours}
+	if o.peer.Binary != "" {
+		all = append(all, o.peer)
 	}
 	return all
 }

@@ -99,7 +99,7 @@ func (r report) show(w io.Writer) error {
 		heads = append(heads, s.Name, "of plain", "CPU µs")
 	}
 	if len(r.Subjects) > 1 {
-		heads = append(heads, "ours:peer", "CPU")
+		heads = append(heads, "ours:peer", "CPU ours:peer")
 	}
 	line(t, heads)
 	for _, row := range r.Rows {
@@ -108,9 +108,13 @@ func (r report) show(w io.Writer) error {
 			line(t, row.line(r.Subjects, part))
 		}
 	}
-	fmt.Fprintf(t, "\nmedians of %d rounds of %s; %d CPUs, Linux %s, load average %s\n", r.Rounds, r.Duration, r.CPUs, r.Kernel, r.Load)
-	fmt.Fprintln(t, "CPU: both proxies, for one operation or MiB; ours:peer and CPU: ours by theirs")
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nMedians of %d rounds of %s; %d CPUs, Linux %s, load average %s.\n"+
+		"CPU is both proxies', for one operation or MiB. More is better of what is by the second; less of time, memory and CPU.\n",
+		r.Rounds, r.Duration, r.CPUs, r.Kernel, r.Load)
+	return err
 }
 
 func line(w io.Writer, cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
