@@ -109,7 +109,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			s.http.Close()
 		}
 		s.loops.Wait()
-		s.log.Info("listener drained", slog.String("component", s.component))
+		for _, l := range s.listeners {
+			s.log.Info("listener drained", slog.Any("address", l.Addr()), slog.String("component", s.component))
+		}
 	})
 	return s.err
 }

@@ -176,7 +176,7 @@ func TestShutdownLetsRequestsFinish(t *testing.T) {
 		t.Error(err)
 	}
 	if got := out.String(); !strings.Contains(got, `msg="listener established" address=`+addr.String()+" component=stats") ||
-		!strings.Contains(got, `msg="listener drained" component=stats`) {
+		!strings.Contains(got, `msg="listener drained" address=`+addr.String()+" component=stats") {
 		t.Error(got)
 	}
 }

@@ -143,7 +143,7 @@ func TestTheProcessServesAPodAndStops(t *testing.T) {
 
 	mark := p.Output.Mark()
 	must(t, p.Signal(unix.SIGTERM))
-	p.ends(0, mark, "received signal SIGTERM, starting shutdown", `listener drained	component="readiness"`, `listener drained	component="admin"`, "shutdown complete")
+	p.ends(0, mark, "received signal SIGTERM, starting shutdown", `component="readiness"`, `component="admin"`, "shutdown complete")
 
 	mark = p.Output.Mark()
 	must(t, p.Restart())

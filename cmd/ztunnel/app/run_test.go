@@ -221,8 +221,8 @@ func TestANodeServesItsPagesAndEnds(t *testing.T) {
 			t.Errorf("port %d is open still", port)
 		}
 	}
-	r.checkOrder("received explicit shutdown signal", `listener drained\tcomponent="readiness"`, `listener drained\tcomponent="stats"`,
-		`listener drained\tcomponent="admin"`, `app\tshutdown complete`)
+	r.checkOrder("received explicit shutdown signal", `listener drained\taddress=\S+ component="readiness"`, `listener drained\taddress=\S+ component="stats"`,
+		`listener drained\taddress=\S+ component="admin"`, `app\tshutdown complete`)
 }
 
 // checkDump looks at what only this package decides.
