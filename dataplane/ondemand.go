@@ -76,6 +76,9 @@ func (p *Proxy) ask(log *slog.Logger, q route.Query) route.Outcome {
 			}
 			q = out.Learned()
 		default:
+			if p.shared.Used != nil && len(out.Used) > 0 {
+				p.shared.Used(out.Used)
+			}
 			return out
 		}
 	}

@@ -112,7 +112,10 @@ type Shared struct {
 	// Demand has the control plane tell of a workload or service by one of its
 	// names (contract 8.7), and returns when Store holds what it said; nil:
 	// Store has everything without being asked for it.
-	Demand  func(ctx context.Context, name string) error
+	Demand func(ctx context.Context, name string) error
+	// Used hears which resources decisions rest on, by name, where there is
+	// Demand; nil: nobody wants to know.
+	Used    func(names []string)
 	Metrics *Metrics // nil: waits are not counted
 	Logger  *slog.Logger
 }

@@ -72,6 +72,9 @@ type Feed struct {
 
 	translate translator // the client's goroutine's, as is the next
 	prefetch  prefetch
+
+	idle    *idleness // nil: all is kept, being all that there is
+	metrics *Metrics  // may be nil
 }
 
 // Open begins to follow a control plane and returns at once; [Feed.Ready]
@@ -81,6 +84,10 @@ func Open(cfg Config, store *mesh.Store, hooks Hooks, logger *slog.Logger) *Feed
 		store:    store,
 		logger:   logs.Target(logger, "xds"),
 		prefetch: prefetch{to: hooks.Certificates, node: cfg.LocalNode, users: map[identity.ID]int{}},
+	}
+	f.metrics = hooks.Metrics
+	if cfg.OnDemand {
+		f.idle = newIdleness()
 	}
 	conf := delta.Config{
 		Control: cfg.Control,

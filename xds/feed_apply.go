@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/xds/delta"
@@ -61,7 +62,22 @@ func (f *Feed) addresses(updates []delta.Resource, removed []string) []delta.Rej
 	f.putWorkloads(workloads, &msg, &rejected)
 	f.removeAddresses(removed)
 	f.prefetch.settle(f.store.View())
+	if f.idle != nil {
+		f.attend(updates, removed)
+	}
 	return rejected.all()
+}
+
+// attend keeps account of what we hold, where that is not all there is.
+func (f *Feed) attend(updates []delta.Resource, removed []string) {
+	now := time.Now()
+	for i := range updates {
+		f.idle.arrived(updates[i].Name, now)
+	}
+	for _, name := range removed {
+		f.idle.gone(name)
+	}
+	f.letGo(now)
 }
 
 // holdsWorkload looks at the first tag alone: that of the oneof's first

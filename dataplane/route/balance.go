@@ -39,6 +39,7 @@ func (d *decision) lookup(network string, addr netip.AddrPort, why purpose) (ups
 		return d.balance(svc, addr.Port(), why)
 	}
 	if w := d.view.WorkloadAt(at); w != nil {
+		d.use(w.UID)
 		return upstream{workload: w, port: addr.Port()}, true
 	}
 	d.miss(at)
@@ -55,6 +56,7 @@ func (d *decision) balance(svc *mesh.Service, port uint16, why purpose) (upstrea
 		d.say("The service %v has no port %d.", svc.Key(), port)
 		return upstream{}, false
 	}
+	d.use(svc.Key().String())
 	near := d.nearest(svc, port, why)
 	d.say("Of %d endpoints of %v, %d are eligible and nearest.", near.members, svc.Key(), len(near.found))
 	i, ok := d.choose(near.candidates)
@@ -71,6 +73,7 @@ func (d *decision) balance(svc *mesh.Service, port uint16, why purpose) (upstrea
 		return upstream{}, false
 	}
 	d.say("%s was chosen, port %d.", up.workload.UID, up.port)
+	d.use(up.workload.UID)
 	return up, true
 }
 

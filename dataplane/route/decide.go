@@ -60,7 +60,7 @@ func Decide(v mesh.View, q Query, pick Chooser) Outcome {
 	}
 	out.query, out.query.picks = q, d.picked
 	out.Endpoints = d.weighsOn(out)
-	out.Warnings, out.Steps = d.warnings, d.steps
+	out.Warnings, out.Steps, out.Used = d.warnings, d.steps, d.used
 	return out
 }
 
@@ -76,6 +76,14 @@ type decision struct {
 	pickedThen int
 	warnings   []string
 	steps      []string
+	used       []string
+}
+
+// use notes that the decision rests on a resource.
+func (d *decision) use(name string) {
+	if d.query.OnDemand {
+		d.used = append(d.used, name)
+	}
 }
 
 func (d *decision) say(format string, args ...any) {
@@ -131,11 +139,13 @@ func (d *decision) askedService() *mesh.Service {
 	at := mesh.NetworkAddr{Network: d.query.Network, Addr: d.query.Dst.Addr()}
 	if w := d.view.WorkloadAt(at); w != nil {
 		d.say("%v is the address of the workload %s.", at.Addr, w.UID)
+		d.use(w.UID)
 		return nil
 	}
 	svc := d.view.ServiceByVIP(at, d.query.Source.Namespace)
 	if svc != nil {
 		d.say("%v is an address of the service %v.", at.Addr, svc.Key())
+		d.use(svc.Key().String())
 	} else {
 		d.say("%v is unknown in network %q.", at.Addr, at.Network)
 		d.miss(at)

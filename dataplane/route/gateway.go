@@ -73,6 +73,7 @@ func (d *decision) gateway(g *mesh.GatewayAddress, why purpose) (up upstream, ne
 		return up, near, found
 	}
 	if w := d.view.WorkloadByHostname(g.Hostname); w != nil {
+		d.use(w.UID)
 		return upstream{workload: w, port: g.HBONEMTLSPort}, near, true
 	}
 	d.miss(g)

@@ -109,6 +109,14 @@ func TestOnDemandComesToTheSame(t *testing.T) {
 		if got, want := tell(o), tell(ask(build(all...), tc.dst)); got != want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tc.dst, got, want)
 		}
+		for _, used := range o.Used {
+			if len(all.about(used)) == 0 {
+				t.Errorf("%s: used %q, which is no resource", tc.dst, used)
+			}
+		}
+		if o.NextHop != nil && !slices.Contains(o.Used, o.NextHop.UID) || o.Service != nil && !slices.Contains(o.Used, o.Service.Key().String()) {
+			t.Errorf("%s: used only %q", tc.dst, o.Used)
+		}
 		if got := strings.Join(wishes, " "); got != tc.wishes {
 			t.Errorf("%s: asked for %q, want %q", tc.dst, got, tc.wishes)
 		}

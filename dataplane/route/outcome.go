@@ -88,6 +88,10 @@ type Outcome struct {
 	// cannot be reached see Another.
 	Rivals bool
 
+	// Used are the names of the resources that the decision looked at, with
+	// Query.OnDemand: what is not used may be let go.
+	Used []string
+
 	Resolve string // Resolve: the hostname to look up, both address families
 	Learn   string // Learn: a resource name, or an alias of one (contract 8.7)
 	Err     error  // Refuse: the text is the access log's (contract 14.6)

@@ -87,6 +87,7 @@ func catalogue() []Family {
 		{Name: "ztunnel_http_connections_refused_total", Kind: Counter, Labels: []string{"component"}, Ours: true},
 		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},
+		{Name: "ztunnel_on_demand_forgotten_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_on_demand_requests_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
 		{Name: "ztunnel_resolv_conf_changes_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
 		{Name: "ztunnel_unknown_policies_total", Kind: Counter, Ours: true},

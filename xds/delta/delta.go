@@ -125,6 +125,10 @@ type topic struct {
 
 	// Names by how far they have come (see demand.go); guarded by Client.mu.
 	fresh, asked, leaving map[string]struct{}
+	// left are the resources that were forgotten the last time, and forgotten
+	// those that are about to be; guarded by Client.mu.
+	left      map[string]struct{}
+	forgotten []string
 }
 
 type waiter struct {
@@ -154,7 +158,7 @@ func Open(cfg Config, logger *slog.Logger) *Client {
 	for _, t := range cfg.Types {
 		c.topics[t.URL] = &topic{
 			Type: t, versions: map[string]string{}, waiters: map[string]*waiter{},
-			fresh: map[string]struct{}{}, asked: map[string]struct{}{}, leaving: map[string]struct{}{},
+			fresh: map[string]struct{}{}, asked: map[string]struct{}{}, leaving: map[string]struct{}{}, left: map[string]struct{}{},
 		}
 		if !t.OnDemand {
 			c.awaited[t.URL] = true

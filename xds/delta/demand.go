@@ -27,8 +27,12 @@ import (
  */
 
 // MaxDemands is how many names may be under way at once: asked for and not
-// answered, or about to be taken back.
+// answered.
 const MaxDemands = 4096
+
+// manyLeaving is how many names to be taken back are worth a request of their
+// own.
+const manyLeaving = 256
 
 var (
 	// ErrClosed is returned by a demand that a client was closed on.
@@ -91,7 +95,7 @@ func (c *Client) await(t *topic, name string) (*waiter, error) {
 			c.cfg.Observer.Demanded(DemandKnown)
 			return nil, nil
 		}
-		if len(t.fresh)+len(t.asked)+len(t.leaving) >= MaxDemands {
+		if len(t.fresh)+len(t.asked) >= MaxDemands {
 			c.cfg.Observer.Demanded(DemandRejected)
 			return nil, ErrTooManyDemands
 		}
@@ -179,7 +183,7 @@ func (c *Client) remember(t *topic, r *response, rejected []Rejection) {
 		case held && !known:
 			t.versions[res.Name] = ""
 		}
-		if t.OnDemand && t.answers.absent(res.Name) { // it may have crossed with our taking it back
+		if t.crossedLocked(res.Name) {
 			t.fresh[res.Name] = struct{}{}
 			t.answers.note(res.Name, true, now)
 			c.wake()
@@ -193,6 +197,40 @@ func (c *Client) remember(t *topic, r *response, rejected []Rejection) {
 		delete(t.versions, name)
 		t.answeredLocked(name, DemandAbsent, now)
 	}
+	t.forgetLocked()
+}
+
+// crossedLocked reports whether a resource was told of that we may have taken
+// back at the same time: then we have it, and are not told what becomes of it.
+// c.mu is held.
+func (t *topic) crossedLocked(name string) bool {
+	_, left := t.left[name]
+	delete(t.left, name)
+	return t.OnDemand && (left || t.answers.absent(name))
+}
+
+// Forget takes resources back that were told of: they are not followed any
+// more. It is for a type that is on demand, and to be called from its Handle.
+func (c *Client) Forget(typeURL string, names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.topics[typeURL]
+	clear(t.left)
+	for _, name := range names {
+		t.left[name] = struct{}{}
+		t.forgotten = append(t.forgotten, name)
+	}
+	c.wake()
+}
+
+// forgetLocked is the part of Forget that has to wait for what the response
+// that was being handled has brought. c.mu is held.
+func (t *topic) forgetLocked() {
+	for _, name := range t.forgotten {
+		delete(t.versions, name)
+		t.leaving[name] = struct{}{}
+	}
+	t.forgotten = nil
 }
 
 // A wish is a change of what a stream is subscribed to.
@@ -208,7 +246,7 @@ func (c *Client) takeWishes() (wishes []wish) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for url, t := range c.topics {
-		if len(t.fresh) == 0 {
+		if len(t.fresh) == 0 && len(t.leaving) < manyLeaving {
 			continue
 		}
 		maps.DeleteFunc(t.leaving, func(name string, _ struct{}) bool {
@@ -229,7 +267,9 @@ func (c *Client) takeWishes() (wishes []wish) {
 		now.unsubscribe = slices.Collect(maps.Keys(t.leaving))
 		clear(t.fresh)
 		clear(t.leaving)
-		wishes = append(wishes, now)
+		if len(now.subscribe)+len(now.unsubscribe) > 0 {
+			wishes = append(wishes, now)
+		}
 		if len(later.subscribe) > 0 {
 			wishes = append(wishes, later)
 		}

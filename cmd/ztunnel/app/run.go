@@ -317,7 +317,7 @@ func (n *node) shared(logger *slog.Logger) dataplane.Shared {
 		Metrics: n.waits, Logger: logger,
 	}
 	if n.cfg.Control.OnDemand && n.feed != nil {
-		s.Demand = n.feed.Demand
+		s.Demand, s.Used = n.feed.Demand, n.feed.Used
 	}
 	return s
 }
