@@ -101,10 +101,10 @@ func (r *Resolver) addresses(ctx context.Context, name string) (addrs []netip.Ad
 	for i, qtype := range r.types {
 		results[i] = make(chan result, 1)
 		go func() { // ends with ctx, or the timeouts of upstream; awaited below
-			m, asked, err := r.forward.ask(ctx, dns.Question{Name: name, Qtype: qtype, Qclass: dns.ClassINET})
-			res := result{asked: asked, err: err}
+			got, err := r.forward.ask(ctx, dns.Question{Name: name, Qtype: qtype, Qclass: dns.ClassINET})
+			res := result{asked: got.asked, err: err}
 			if err == nil {
-				if res.addrs = addressesOf(m.Answer, name, qtype); len(res.addrs) == 0 {
+				if res.addrs = addressesOf(got.msg.Answer, name, qtype); len(res.addrs) == 0 {
 					res.err = &NoRecordsError{Name: name, Type: qtype}
 				}
 			}

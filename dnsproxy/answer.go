@@ -19,7 +19,9 @@ const clientWait = 5 * time.Second
 
 // A query is one well-formed question on its way to an answer.
 type query struct {
+	packet   []byte // as it came
 	msg      *dns.Msg
+	on       ground // when it came
 	protocol string // udp or tcp
 	name     string // fully qualified, lower case
 	qtype    uint16
@@ -34,7 +36,9 @@ func (s *Server) handle(ctx context.Context, packet []byte, protocol string) []b
 		return early
 	}
 	q := &query{
+		packet:   packet,
 		msg:      msg,
+		on:       s.ground(),
 		protocol: protocol,
 		name:     dns.CanonicalName(msg.Question[0].Name),
 		qtype:    msg.Question[0].Qtype,
@@ -52,7 +56,7 @@ func (s *Server) handle(ctx context.Context, packet []byte, protocol string) []b
 	if r.verdict == notOurs {
 		return s.fromUpstream(ctx, q, labels)
 	}
-	return s.fromMesh(q, r)
+	return s.fromMesh(q, r, labels)
 }
 
 // screen decodes a message and returns it if it is one query with one
@@ -110,7 +114,7 @@ func failure(q *dns.Msg, rcode int) []byte {
 }
 
 // fromMesh writes an answer of our own authority.
-func (s *Server) fromMesh(q *query, r resolution) []byte {
+func (s *Server) fromMesh(q *query, r resolution, labels labelSet) []byte {
 	m := replyTo(q.msg, dns.RcodeSuccess)
 	m.Authoritative, m.RecursionAvailable = true, true
 	owner := q.name
@@ -124,13 +128,14 @@ func (s *Server) fromMesh(q *query, r resolution) []byte {
 	s.record(q, r.verdict.String(), len(m.Answer)) // counted before the addresses (contract 11.8)
 	s.shuffle(r.addrs)
 	m.Answer = append(m.Answer, addressRecords(owner, r.addrs)...)
+	s.keepFor(q, m, false, &kept{addrs: r.addrs, count: s.metrics.answered(labels)})
 	return s.send(q, m)
 }
 
 // fromUpstream hands on what upstream says.
 func (s *Server) fromUpstream(ctx context.Context, q *query, labels labelSet) []byte {
 	start := time.Now()
-	got, err := s.forward.Ask(ctx, dns.Question{
+	got, err := s.forward.ask(ctx, dns.Question{
 		Name: q.name, Qtype: q.qtype, Qclass: q.msg.Question[0].Qclass,
 	})
 	if ctx.Err() != nil {
@@ -142,12 +147,15 @@ func (s *Server) fromUpstream(ctx context.Context, q *query, labels labelSet) []
 	}
 	if err != nil {
 		s.record(q, fmt.Sprintf("forwarding failed (%v)", err), 0)
-		return failure(q.msg, rcodeOf(err))
+		m := replyTo(q.msg, rcodeOf(err))
+		s.keepForwarded(q, m, got, labels)
+		return pack(m, q.msg, false, true)
 	}
-	s.record(q, notOurs.String(), len(got.Answer))
+	s.record(q, notOurs.String(), len(got.msg.Answer))
 	m := replyTo(q.msg, dns.RcodeSuccess)
 	m.RecursionAvailable = true
-	m.Answer, m.Extra = got.Answer, got.Extra
+	m.Answer, m.Extra = got.msg.Answer, got.msg.Extra
+	s.keepForwarded(q, m, got, labels)
 	return s.send(q, m)
 }
 

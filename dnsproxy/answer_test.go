@@ -107,7 +107,7 @@ func TestUnknownClientIsServfail(t *testing.T) {
 
 func TestAClientIsAwaitedForFiveSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Config{Dial: dial, Client: func(ctx context.Context) (*mesh.Workload, error) {
+		s := New(Config{View: oneName().View(), Dial: dial, Client: func(ctx context.Context) (*mesh.Workload, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}})

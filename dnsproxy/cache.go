@@ -95,23 +95,28 @@ func (c *cache) removeLocked(e *list.Element) {
 	c.bytes -= len(a.packed)
 }
 
-// message unpacks the answer, with the TTLs that remain at now. Of additional
+// age is how long the answer has been here, in whole seconds.
+func (a *cached) age(now time.Time) time.Duration {
+	return max(0, now.Sub(a.stored)).Truncate(time.Second)
+}
+
+// message unpacks the answer, with the TTLs that remain at an age. Of additional
 // records, which may have shorter ones than the answer, what is over is left
 // out.
-func (a *cached) message(now time.Time) (*dns.Msg, error) {
+func (a *cached) message(age time.Duration) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	if err := m.Unpack(a.packed); err != nil {
 		return nil, err
 	}
-	age := uint32(max(0, now.Sub(a.stored)) / time.Second)
-	if age == 0 {
+	passed := uint32(age / time.Second)
+	if passed == 0 {
 		return m, nil
 	}
-	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Ttl <= age })
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Ttl <= passed })
 	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
 		for _, rr := range section {
 			h := rr.Header()
-			h.Ttl -= min(age, h.Ttl)
+			h.Ttl -= min(passed, h.Ttl)
 		}
 	}
 	return m, nil

@@ -90,7 +90,7 @@ func TestAdditionalRecordsThatAreOverAreLeftOut(t *testing.T) {
 		{5 * time.Second, "55 45"},
 		{55 * time.Second, "5"},
 	} {
-		got, err := a.message(now.Add(c.age))
+		got, err := a.message(a.age(now.Add(c.age)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -257,7 +257,7 @@ type upstreamServer struct {
 }
 
 // fakeUpstream serves answers of a function; nil means silence.
-func fakeUpstream(t *testing.T, answer func(q *dns.Msg, tcp bool) *dns.Msg) *upstreamServer {
+func fakeUpstream(t testing.TB, answer func(q *dns.Msg, tcp bool) *dns.Msg) *upstreamServer {
 	t.Helper()
 	u := new(upstreamServer)
 	var pc net.PacketConn

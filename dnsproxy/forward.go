@@ -140,32 +140,45 @@ func (f *Forwarder) Close() {
 // caller's. The error is a *[NoRecordsError] if there is nothing to answer,
 // [ErrBusy], the end of ctx, or what went wrong upstream.
 func (f *Forwarder) Ask(ctx context.Context, q dns.Question) (*dns.Msg, error) {
-	m, _, err := f.ask(ctx, q)
-	return m, err
+	got, err := f.ask(ctx, q)
+	return got.msg, err
 }
 
-// ask is Ask, and says whether upstream had to be asked: the answer was neither
-// in the cache nor known without.
-func (f *Forwarder) ask(ctx context.Context, q dns.Question) (m *dns.Msg, asked bool, err error) {
+// A reply is what ask finds out, and how.
+type reply struct {
+	msg   *dns.Msg      // nil: there is none
+	asked bool          // upstream had to be: nobody knew
+	from  *cached       // what is in the cache; nil: it is in none
+	age   time.Duration // of from, in whole seconds
+}
+
+// ask is Ask, and tells more. With a *[NoRecordsError] the reply may be from
+// the cache as well.
+func (f *Forwarder) ask(ctx context.Context, q dns.Question) (r reply, err error) {
 	q.Name = dns.CanonicalName(q.Name)
 	m, known := f.cfg.Hosts.known(q)
 	if !known {
 		e := f.current()
 		a := e.cache.get(q, time.Now())
 		f.cfg.Metrics.cached(a != nil)
-		if asked = a == nil; asked {
+		if r.asked = a == nil; r.asked {
 			if a, err = f.fetch(ctx, e, q); err != nil {
-				return nil, true, err
+				return r, err
 			}
 		}
-		if m, err = a.message(time.Now()); err != nil {
-			return nil, asked, fmt.Errorf("read answer: %v", err)
+		r.age = a.age(time.Now())
+		if m, err = a.message(r.age); err != nil {
+			return r, fmt.Errorf("read answer: %v", err)
+		}
+		if e.cache != nil {
+			r.from = a
 		}
 	}
 	if m.Rcode == dns.RcodeNameError || len(m.Answer) == 0 {
-		return nil, asked, &NoRecordsError{q.Name, q.Qtype, m.Rcode == dns.RcodeNameError}
+		return r, &NoRecordsError{q.Name, q.Qtype, m.Rcode == dns.RcodeNameError}
 	}
-	return m, asked, nil
+	r.msg = m
+	return r, nil
 }
 
 // fetch joins the flight of a question, or starts it.

@@ -122,6 +122,36 @@ func (m *Metrics) request(l labelSet) {
 	}
 }
 
+// answered returns what counts another query with the same labels.
+func (m *Metrics) answered(l labelSet) func(time.Duration) {
+	if m == nil {
+		return func(time.Duration) {}
+	}
+	requests := m.requests.WithLabelValues(l[:]...)
+	return func(time.Duration) { requests.Inc() }
+}
+
+// forwardedAgain returns what counts another query with the same labels, which
+// a cache answers.
+func (m *Metrics) forwardedAgain(l labelSet, failed bool) func(time.Duration) {
+	if m == nil {
+		return func(time.Duration) {}
+	}
+	counters := []prometheus.Counter{
+		m.requests.WithLabelValues(l[:]...), m.upstream.WithLabelValues(l[:]...), m.cache.WithLabelValues("hit"),
+	}
+	if failed {
+		counters = append(counters, m.failures.WithLabelValues(l[:]...))
+	}
+	duration := m.duration.WithLabelValues(l[:]...)
+	return func(took time.Duration) {
+		for _, c := range counters {
+			c.Inc()
+		}
+		duration.Observe(took.Seconds())
+	}
+}
+
 func (m *Metrics) forwarded(l labelSet, took time.Duration, err error) {
 	if m == nil {
 		return

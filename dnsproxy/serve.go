@@ -33,9 +33,11 @@ const (
 	retryPause = 50 * time.Millisecond
 )
 
-// readPackets takes the queries of one UDP socket, each into a goroutine.
+// readPackets takes the queries of one UDP socket. Those that take the short
+// way are answered at once, all others each in a goroutine.
 func (s *Server) readPackets(pc net.PacketConn) {
 	buf := make([]byte, udpQueryBuffer)
+	var w scratch
 	for {
 		n, addr, err := pc.ReadFrom(buf)
 		if err != nil {
@@ -48,21 +50,25 @@ func (s *Server) readPackets(pc net.PacketConn) {
 			s.metrics.drop(dropSource)
 			continue
 		}
+		if answer := s.quick(buf[:n], &w); answer != nil {
+			respond(pc, answer, addr)
+			continue
+		}
 		query := append([]byte(nil), buf[:n]...)
 		if s.packets.Add(1) > maxPackets {
 			s.packets.Add(-1)
 			s.metrics.drop(dropBusy)
-			reply(pc, s.refuse(query), addr)
+			respond(pc, s.refuse(query), addr)
 			continue
 		}
 		s.work.Go(func() { // ends with s.ctx, or the timeouts of upstream
 			defer s.packets.Add(-1)
-			reply(pc, s.handle(s.ctx, query, "udp"), addr)
+			respond(pc, s.handle(s.ctx, query, "udp"), addr)
 		})
 	}
 }
 
-func reply(pc net.PacketConn, answer []byte, addr net.Addr) {
+func respond(pc net.PacketConn, answer []byte, addr net.Addr) {
 	if answer != nil {
 		pc.WriteTo(answer, addr) // a client that is gone, or a socket closed: nobody to tell
 	}

@@ -38,8 +38,9 @@ type Config struct {
 
 	View mesh.View // what the mesh knows
 
-	// Client returns the workload of the pod, whose queries these are. It may
-	// wait until ctx ends, which is after 5 s.
+	// Client returns the workload of the pod, whose queries these are: another
+	// one only when View has changed. It may wait until ctx ends, which is
+	// after 5 s.
 	Client func(ctx context.Context) (*mesh.Workload, error)
 
 	Upstream Upstream // who answers what the mesh does not know
@@ -63,11 +64,13 @@ type Config struct {
 //	 +---------+-----------------------+
 type Server struct {
 	zone    zone
-	search  *Source // whose search domains count; nil: Kubernetes'
+	source  *Source // may be nil
+	search  *Source // source, if its search domains count; nil: Kubernetes'
 	view    mesh.View
 	client  func(context.Context) (*mesh.Workload, error)
 	shuffle func([]netip.Addr)
 	forward *Forwarder
+	shelf   shelf
 	metrics *Metrics
 	log     *slog.Logger
 	access  *slog.Logger
@@ -102,6 +105,7 @@ func New(cfg Config) *Server {
 		view:    cfg.View,
 		client:  cfg.Client,
 		shuffle: cfg.Shuffle,
+		source:  cfg.Source,
 		forward: NewForwarder(ForwarderConfig{
 			Upstream: cfg.Upstream, Source: cfg.Source, Dial: cfg.Dial,
 			Hosts: cfg.Hosts, Cache: cfg.Cache, Metrics: cfg.Metrics,

@@ -193,7 +193,7 @@ func FuzzAccept(f *testing.F) {
 		if err != nil {
 			return // records that can be read, but not written
 		}
-		if _, err := a.message(time.Now()); err != nil {
+		if _, err := a.message(0); err != nil {
 			t.Errorf("%x was kept as %x: %v", answer, a.packed, err)
 		}
 	})

@@ -28,6 +28,7 @@ type state struct {
 	policies trie[*NamedPolicy]
 	scoped   trie[*scopeList] // global and namespace scopes only
 
+	edition         edit          // the Apply that made it
 	changed         chan struct{} // closed when the next state is there
 	policiesChanged chan struct{} // closed when one with other policies is
 }

@@ -135,6 +135,7 @@ func (s *Store) Apply(change func(*Update)) {
 	if !u.touched {
 		return
 	}
+	next.edition = s.writer.last
 	next.changed = make(chan struct{})
 	if u.touchedPolicies {
 		next.policiesChanged = make(chan struct{})

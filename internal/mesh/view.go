@@ -24,6 +24,12 @@ type View struct {
 // for one decision, not to be kept.
 func (v View) Pin() View { return View{pinned: v.state()} }
 
+// Edition is the number of the state that the view reads: another one after
+// each change, and never one that was there before. Whoever keeps what he made
+// of a state can tell by it whether that still holds, without keeping the
+// state.
+func (v View) Edition() uint64 { return uint64(v.state().edition) }
+
 func (v View) state() *state {
 	if v.pinned != nil {
 		return v.pinned
