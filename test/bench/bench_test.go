@@ -67,19 +67,31 @@ func TestMediansAndRatiosAreOfTheSameLab(t *testing.T) {
 			r.add(c, sample{Who: plainName, In: in.who, Rate: in.plain[i]}, sample{Who: in.who, In: in.who, Rate: in.rate[i], P50: in.p50[i]})
 		}
 	}
+	if r.failures() != nil {
+		t.Error("nothing has failed")
+	}
+	r.fail(c, "peer: it hangs")
+	if r.failures() == nil {
+		t.Error("something has failed")
+	}
 	subjects := []subject{{Name: "ours"}, {Name: "peer"}}
 	r.sum(subjects)
 	x := r[0]
 	if len(r) != 1 || x.Median["ours"].Rate != 20 || x.Median["ours"].P50 != 5 || x.OfPlain["ours"] != 0.1 || x.OfPlain["peer"] != 0.5 || x.OfPeer != 0.5 {
 		t.Errorf("%+v", x)
 	}
-	var out strings.Builder
-	if err := (report{Subjects: subjects, Rows: r}).show(&out); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"x, k/s", "ours:peer", "p50, µs", "0.50"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("no %q in\n%s", want, out.String())
+	for _, markdown := range []bool{true, false} {
+		var out strings.Builder
+		if err := (report{Subjects: subjects, Rows: r}).show(&out, markdown); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"x, k/s", "ours:peer", "p50, µs", "0.50", "(1 FAILED)"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("no %q in\n%s", want, out.String())
+			}
+		}
+		if got := strings.Contains(out.String(), "| p50, µs | "); got != markdown {
+			t.Errorf("markdown %v:\n%s", markdown, out.String())
 		}
 	}
 }

@@ -228,6 +228,16 @@ func (b *bench) prove(ctx context.Context) error {
 	return nil
 }
 
+// alive wants that measuring can go on.
+func (b *bench) alive(ctx context.Context) error {
+	for _, p := range b.proxies {
+		if !p.Running() {
+			return fmt.Errorf("the proxy of %s has ended", p.Node().Name())
+		}
+	}
+	return context.Cause(ctx)
+}
+
 // awaitPods waits until the proxy is ready and has taken so many pods.
 func awaitPods(ctx context.Context, p *rig.Proxy, pods int) error {
 	for {

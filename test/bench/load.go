@@ -55,6 +55,9 @@ type outcome struct {
 // hang.
 const patience = 15 * time.Second
 
+// queryWait is how long an answer is waited for, in seconds.
+const queryWait = 2
+
 // A worker is one thread of a job.
 type worker struct {
 	*job
@@ -62,6 +65,7 @@ type worker struct {
 	window *window
 	source *atomic.Uint32 // counts addresses of From
 	ops    int64
+	asked  uint16 // queries
 	times  histogram
 	buf    []byte
 	fd     int   // 0: none
@@ -155,7 +159,7 @@ func (w *worker) begin() (err error) {
 		}
 	case names:
 		if w.fd, err = socket(unix.SOCK_DGRAM, nil, w.to); err == nil {
-			err = unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2})
+			err = unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: queryWait})
 		}
 	}
 	if err != nil {
@@ -228,15 +232,31 @@ func (w *worker) nextSource() *address {
 	return addressOf(netip.AddrPortFrom(netip.AddrFrom4(a), 0))
 }
 
+// attempts are how often a resolver of an application asks before it gives up;
+// datagrams may be lost.
+const attempts = 3
+
 // ask sends a query for the address of Name, and wants one.
 func (w *worker) ask() error {
-	id := uint16(w.ops)
-	q := appendQuery(w.buf[:0], id, w.Name)
-	if _, err := write(w.fd, q); err != nil {
-		return err
+	w.asked++
+	id := w.asked
+	q := appendQuery(nil, id, w.Name)
+	for range attempts {
+		if _, err := write(w.fd, q); err != nil {
+			return err
+		}
+		err := w.hear(id)
+		if !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
 	}
+	return fmt.Errorf("no answer to %d queries in a row", attempts)
+}
+
+// hear waits for the answer to a query, or for queryWait (EAGAIN).
+func (w *worker) hear(id uint16) error {
 	for {
-		n, err := read(w.fd, w.buf[:512])
+		n, err := read(w.fd, w.buf)
 		switch {
 		case err != nil:
 			return err

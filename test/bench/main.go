@@ -35,6 +35,7 @@ type options struct {
 	ours     subject
 	peer     subject
 	json     string
+	markdown bool
 	only     *regexp.Regexp
 	rounds   int
 	idle     int
@@ -65,6 +66,7 @@ func parseFlags(args []string) (o options, err error) {
 	fs.StringVar(&o.peer.Capture, "peer-capture", istioCNI, "ebpf if that is one of ours")
 	fs.Func("peer-env", "`NAME=value` for its environment; may be repeated", o.peer.addEnv)
 	fs.StringVar(&o.json, "json", "", "write every single measurement to this `file`")
+	fs.BoolVar(&o.markdown, "markdown", false, "print the table as Markdown")
 	only := fs.String("only", "", "measure only rows whose name matches this `expression`")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often each is measured; medians are shown")
 	fs.IntVar(&o.idle, "idle", 4000, "how many idle connections memory is divided by")
@@ -172,14 +174,20 @@ func (o options) run(ctx context.Context) error {
 	r.Load += " to " + loadAverage()
 	all.sum(r.Subjects)
 	r.Rows = all
-	if err := r.show(os.Stdout); err != nil || o.json == "" {
+	if err := r.show(os.Stdout, o.markdown); err != nil {
 		return err
+	}
+	if o.json == "" {
+		return all.failures()
 	}
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+	if err := os.WriteFile(o.json, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return all.failures()
 }
 
 // measure takes one round of everything with s on both nodes.
@@ -195,7 +203,13 @@ func (o options) measure(ctx context.Context, s subject, into *rows) (err error)
 		}
 		samples, err := b.take(ctx, c)
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			// A run takes long: one failure does not end it.
+			fmt.Fprintf(os.Stderr, "%s, %s: %v\n", s.Name, c.name, err)
+			into.fail(c, fmt.Sprintf("%s: %v", s.Name, err))
+			if err := b.alive(ctx); err != nil {
+				return err
+			}
+			continue
 		}
 		into.add(c, samples...)
 	}

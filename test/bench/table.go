@@ -24,19 +24,46 @@ type row struct {
 	OfPlain map[string]float64 `json:"ofPlain,omitempty"`
 	// OfPeer is our median beside the peer's.
 	OfPeer float64 `json:"ofPeer,omitempty"`
+	// Failed says what went wrong; such measurements are not among the samples.
+	Failed []string `json:"failed,omitempty"`
 
 	job job
 }
 
-// add keeps samples of a cell.
-func (r *rows) add(c cell, s ...sample) {
+// of is the row of a cell, which is made if need be.
+func (r *rows) of(c cell) *row {
 	for _, known := range *r {
 		if known.Name == c.name {
-			known.Samples = append(known.Samples, s...)
-			return
+			return known
 		}
 	}
-	*r = append(*r, &row{Name: c.name, Unit: c.unit, Samples: s, job: c.job})
+	fresh := &row{Name: c.name, Unit: c.unit, job: c.job}
+	*r = append(*r, fresh)
+	return fresh
+}
+
+// add keeps samples of a cell.
+func (r *rows) add(c cell, s ...sample) {
+	row := r.of(c)
+	row.Samples = append(row.Samples, s...)
+}
+
+// fail keeps that a measurement went wrong.
+func (r *rows) fail(c cell, why string) {
+	row := r.of(c)
+	row.Failed = append(row.Failed, why)
+}
+
+// failures is an error if there are any.
+func (r rows) failures() error {
+	n := 0
+	for _, row := range r {
+		n += len(row.Failed)
+	}
+	if n > 0 {
+		return fmt.Errorf("%d measurements failed", n)
+	}
+	return nil
 }
 
 // sum makes medians and ratios.
@@ -91,9 +118,8 @@ func median(all []float64) float64 {
 	return all[len(all)/2]
 }
 
-// show prints the table.
-func (r report) show(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+// show prints the table, as Markdown if asked.
+func (r report) show(w io.Writer, markdown bool) error {
 	heads := []string{"", "plain"}
 	for _, s := range r.Subjects {
 		heads = append(heads, s.Name, "of plain", "CPU µs")
@@ -101,27 +127,56 @@ func (r report) show(w io.Writer) error {
 	if len(r.Subjects) > 1 {
 		heads = append(heads, "ours:peer", "CPU ours:peer")
 	}
-	line(t, heads)
+	lines := [][]string{heads}
 	for _, row := range r.Rows {
-		line(t, row.rates(r.Subjects))
+		lines = append(lines, row.rates(r.Subjects))
 		for _, part := range row.parts() {
-			line(t, row.line(r.Subjects, part))
+			lines = append(lines, row.line(r.Subjects, part))
 		}
 	}
-	if err := t.Flush(); err != nil {
+	var err error
+	if markdown {
+		err = writeMarkdown(w, lines)
+	} else {
+		err = writeText(w, lines)
+	}
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nMedians of %d rounds of %s; %d CPUs, Linux %s, load average %s.\n"+
+	_, err = fmt.Fprintf(w, "\nMedians of %d rounds of %s; %d CPUs, Linux %s, load average %s.\n"+
 		"CPU is both proxies', for one operation or MiB. More is better of what is by the second; less of time, memory and CPU.\n",
 		r.Rounds, r.Duration, r.CPUs, r.Kernel, r.Load)
 	return err
 }
 
-func line(w io.Writer, cells []string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
+func writeText(w io.Writer, lines [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, cells := range lines {
+		fmt.Fprintln(t, strings.Join(cells, "\t")+"\t")
+	}
+	return t.Flush()
+}
+
+func writeMarkdown(w io.Writer, lines [][]string) error {
+	for i, cells := range lines {
+		text := "| " + strings.Join(cells, " | ") + " |\n"
+		if i == 0 {
+			text += strings.Repeat("|---", len(cells)) + "|\n"
+		}
+		if _, err := io.WriteString(w, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // rates is the row's first line.
 func (r *row) rates(subjects []subject) []string {
-	cells := []string{r.Name + ", " + r.Unit, number(r.Median[plainName].Rate)}
+	name := r.Name + ", " + r.Unit
+	if n := len(r.Failed); n > 0 {
+		name += fmt.Sprintf(" (%d FAILED)", n)
+	}
+	cells := []string{name, number(r.Median[plainName].Rate)}
 	for _, s := range subjects {
 		m := r.Median[s.Name]
 		cells = append(cells, number(m.Rate), number(r.OfPlain[s.Name]), number(m.CPU))
