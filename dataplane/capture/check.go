@@ -117,8 +117,10 @@ func (p *Pod) check(ctx context.Context) error {
 	if p.tier == TierIstioCNI {
 		return p.checkRedirect(ctx)
 	}
-	if err := p.follow(); err != nil {
-		return err
+	if p.proven { // else Add has just done it
+		if err := p.follow(); err != nil {
+			return err
+		}
 	}
 	sources := p.sources()
 	if len(sources) == 0 && !p.proven {
