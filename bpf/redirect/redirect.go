@@ -120,6 +120,9 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	spec.Maps[mapOwners] = ownersSpec(spec.Maps[redirectMapEnrolled].MaxEntries)
+	// A sockmap takes no types. The kernel would refuse them, and the library try
+	// again without, after the 20 ms that it takes to free what was begun.
+	spec.Maps[redirectMapListeners].Key, spec.Maps[redirectMapListeners].Value = nil, nil
 	if err := spec.Variables[redirectVarHost].Set(o.HostCookie); err != nil {
 		return nil, fmt.Errorf("set host cookie: %w", err)
 	}

@@ -40,6 +40,8 @@ type Node struct {
 	mu     sync.Mutex
 	known  map[uint64]struct{} // guarded by mu; namespaces added in this process, by cookie, until their capture is removed
 
+	sweeps budget
+
 	stop   context.CancelFunc
 	upkeep sync.WaitGroup // one goroutine; ends when stop is called
 	close  sync.Once

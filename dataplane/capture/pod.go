@@ -60,6 +60,7 @@ type Pod struct {
 	health  error             // guarded by mu
 	last    [checkKinds]Check // guarded by mu; zero: not made yet
 	vacated bool              // guarded by mu; see Vacate
+	since   time.Time         // guarded by mu; when we saw that another process has the pod; zero: it has not
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop
