@@ -70,8 +70,9 @@ func (p *player) begin(ctx context.Context) error {
 	for node, proxy := range p.running {
 		p.marks[node] = proxy.Output().Mark()
 	}
-	if p.script.agent == "script" {
+	if p.script.agent == "script" { // whose proxy has only begun
 		p.marks = map[string]int{}
+		return nil
 	}
 	// Metrics are kept only where they are asked about: a scrape costs.
 	if !p.script.usesMetrics() {

@@ -45,6 +45,9 @@ type step struct {
 // An action plays a step. Its error says what was seen instead.
 type action func(ctx context.Context, p *player) error
 
+// headingKey is what stands before the colon of a heading.
+var headingKey = regexp.MustCompile(`^[a-z]+$`)
+
 // maxScript bounds a file: it is meant to be read by people.
 const maxScript = 64 << 10
 
@@ -94,6 +97,10 @@ func (s *Script) line(line, block string, at int) error {
 	if isIndented([]string{line}, 0) {
 		return errors.New("an indented line that belongs to nothing")
 	}
+	key, value, isHeading := strings.Cut(line, ":")
+	if isHeading && headingKey.MatchString(key) && (key != "state" || !s.isState()) {
+		return s.header(key, strings.TrimSpace(value), block)
+	}
 	words, err := splitWords(line)
 	if err != nil {
 		return err
@@ -104,9 +111,6 @@ func (s *Script) line(line, block string, at int) error {
 		}
 		return nil
 	}
-	if key, ok := strings.CutSuffix(words[0].text, ":"); ok && !words[0].quoted && (key != "state" || len(s.steps) == 0) {
-		return s.header(key, strings.TrimSpace(strings.TrimPrefix(line, words[0].text)), block)
-	}
 	act, err := compile(&reader{words: words, block: block})
 	if err != nil {
 		return err
@@ -114,6 +118,9 @@ func (s *Script) line(line, block string, at int) error {
 	s.steps = append(s.steps, step{at, strings.TrimSpace(line), act})
 	return nil
 }
+
+// isState says whether another state is a step: the first is a heading.
+func (s *Script) isState() bool { return len(s.steps) > 0 || s.state.text != "" }
 
 // header is a line such as "contract: 13.1", before the first step.
 func (s *Script) header(key, value, block string) (err error) {

@@ -253,7 +253,7 @@ func refusedVerb(r *reader) action {
 	}
 	return func(ctx context.Context, p *player) error {
 		c, err := p.dial(ctx, from, to)
-		if errors.Is(err, syscall.ECONNREFUSED) && how != "fin" {
+		if (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)) && how != "fin" {
 			return nil
 		}
 		if err != nil {

@@ -90,7 +90,11 @@ func dnsVerb(r *reader) action {
 const silenceAfter = 500 * time.Millisecond
 
 func (p *player) resolve(ctx context.Context, q question) (*dns.Msg, error) {
-	server, err := netip.ParseAddr(q.server)
+	at, err := p.expand(q.server)
+	if err != nil {
+		return nil, err
+	}
+	server, err := netip.ParseAddr(at)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +119,11 @@ func (p *player) resolve(ctx context.Context, q question) (*dns.Msg, error) {
 			return nil, err
 		}
 	}
-	at, _ := ctx.Deadline()
+	until, _ := ctx.Deadline()
 	if q.raw != nil {
-		at = time.Now().Add(silenceAfter)
+		until = time.Now().Add(silenceAfter)
 	}
-	c.SetDeadline(at)
+	c.SetDeadline(until)
 	answer, err := exchange(c, packet, q.tcp)
 	if err != nil {
 		return nil, err

@@ -42,11 +42,11 @@ func parseLog(line string) (*logLine, error) {
 	if len(parts) < 4 || !plainTime.MatchString(parts[0]) {
 		return nil, errors.New("no line of the plain format")
 	}
-	l := &logLine{level: parts[1], target: parts[2], message: parts[3]}
-	if len(parts) < 5 {
-		return nil, errors.New("no tab after the message")
+	l := &logLine{level: parts[1], target: withoutSpans(parts[2])}
+	if len(parts) == 5 { // a message is followed by a tab; without one there is neither
+		l.message = parts[3]
 	}
-	words, err := splitWords(strings.ReplaceAll(parts[4], "#", "\x00"))
+	words, err := splitWords(strings.ReplaceAll(parts[len(parts)-1], "#", "\x00"))
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +55,22 @@ func parseLog(line string) (*logLine, error) {
 		l.fields = append(l.fields, logField{key, strings.ReplaceAll(value, "\x00", "#")})
 	}
 	return l, nil
+}
+
+// withoutSpans is the target in target:span{field=value}:span, where a target
+// may have colons in pairs.
+func withoutSpans(text string) string {
+	for i := 0; i < len(text); i++ {
+		if text[i] != ':' {
+			continue
+		}
+		if i+1 < len(text) && text[i+1] == ':' {
+			i++
+			continue
+		}
+		return text[:i]
+	}
+	return text
 }
 
 func parseJSONLog(line string) (*logLine, error) {
@@ -103,7 +119,7 @@ func readLogPattern(r *reader) logPattern {
 }
 
 func (m logPattern) matches(p *player, l *logLine) (bool, error) {
-	if l.level != m.level || l.target != m.target && m.target != "*" || l.message != m.message {
+	if l.level != m.level || l.target != m.target && m.target != "*" || !m.says(l.message) {
 		return false, nil
 	}
 	for _, with := range m.with {
@@ -123,6 +139,12 @@ func (m logPattern) matches(p *player, l *logLine) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// says compares a message, which may end in * for any rest.
+func (m logPattern) says(message string) bool {
+	prefix, ok := strings.CutSuffix(m.message, "*")
+	return message == m.message || ok && strings.HasPrefix(message, prefix)
 }
 
 // sameField compares a value, which may end in * or in *" for any rest.
@@ -155,7 +177,7 @@ func (p *player) find(ctx context.Context, node string, m logPattern) (*logLine,
 				found = l
 				return nil
 			}
-			if l.message == m.message {
+			if m.says(l.message) {
 				near = append(near, line)
 			}
 		}

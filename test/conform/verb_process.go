@@ -79,8 +79,8 @@ func (p *player) runOnce(ctx context.Context, settings, args []string) (code int
 		return 0, "", "", err
 	}
 	code, err = proxy.Wait(ctx)
-	err = errors.Join(err, proxy.Close())
-	return code, strings.Join(proxy.Output().Lines(0), "\n"), strings.Join(proxy.Errors().Lines(0), "\n"), err
+	out, errs = strings.Join(proxy.Output().Lines(0), "\n"), strings.Join(proxy.Errors().Lines(0), "\n")
+	return code, out, errs, errors.Join(err, proxy.Close())
 }
 
 // signalVerb: signal node TERM|INT|KILL

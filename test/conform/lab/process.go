@@ -143,6 +143,10 @@ func (p *process) Close() error {
 	}
 	// What captures outlives the process on purpose.
 	cleanup := p.command("cleanup")
+	cleanup.Env = []string{"FAKE_CA=true", "XDS_ADDRESS="}
+	for name, value := range p.stage.environment(conform.Start{Node: p.node.Name()}) {
+		cleanup.Env = append(cleanup.Env, name+"="+value)
+	}
 	if err := p.node.Start(cleanup); err != nil {
 		return err
 	}
