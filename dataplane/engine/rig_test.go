@@ -133,7 +133,7 @@ func (r *rig) joined(s *Stream, client bool) (app *net.TCPConn, done chan error,
 	app, inner := pair(r)
 	done = make(chan error, 1)
 	sent, received = new(int64), new(int64)
-	s.Join(Join{
+	s.Join(relay.Join{
 		FD: take(r, inner), Client: client,
 		Counts: relay.Counts{Sent: func(n int) { *sent += int64(n) }, Received: func(n int) { *received += int64(n) }},
 		Done:   func(err error) { done <- err },

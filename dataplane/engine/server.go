@@ -32,8 +32,8 @@ type Request struct {
 }
 
 // OnGone has f called, on the loop, if the stream or its tunnel ends before the
-// answer. Only Config.Request may call it.
-func (r *Request) OnGone(f func()) { r.stream.onGone = f }
+// answer, with the reason. Only Config.Request may call it.
+func (r *Request) OnGone(f func(error)) { r.stream.onGone = f }
 
 // Accept answers 200, with a baggage header unless it is nil. If the stream has
 // ended meanwhile, that is what is found out from it.

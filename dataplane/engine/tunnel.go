@@ -42,9 +42,8 @@ type Config struct {
 	// Request takes the requests that arrive at a server. It runs on the loop
 	// and must not wait: see [Request].
 	Request func(*Request)
-	// Ended is told once, on the loop, why the tunnel ended; nil if nobody
-	// complained. It may be nil itself.
-	Ended func(error)
+	// Local and Remote are told to those who ask a stream for them.
+	Local, Remote net.Addr
 }
 
 // A Tunnel is one side of a tunnel. Its exported methods may be called from
@@ -258,18 +257,17 @@ func (t *Tunnel) close() {
 		t.in.Wipe()
 		t.out.Wipe()
 	}
-	cause := t.cause
-	if benign(cause) {
-		cause = nil
-	}
-	if t.cfg.Ended != nil {
-		t.cfg.Ended(cause)
-	}
 	close(t.gone)
 }
 
-// Wait returns when the tunnel is gone.
-func (t *Tunnel) Wait() { <-t.gone }
+// Wait returns when the tunnel is gone, and why; nil if nobody complained.
+func (t *Tunnel) Wait() error {
+	<-t.gone
+	if benign(t.cause) {
+		return nil
+	}
+	return t.cause
+}
 
 // benign reports whether err is how a tunnel ends when nobody complains: it
 // was closed by either side.
@@ -330,14 +328,16 @@ func (t *Tunnel) do(f func()) bool { return t.lane.loop.Do(f) }
 
 // Close ends the tunnel with all its streams, and waits until it is gone.
 func (t *Tunnel) Close() {
-	if t.do(func() { t.end(wire.ErrClosed) }) {
-		t.Wait()
-	}
+	t.EndWith(wire.ErrClosed)
+	<-t.gone
 }
 
 // End ends the tunnel with all its streams, whose error then is a
 // [*wire.EndedError] with cause; the peer is told GOAWAY. It does not wait.
-func (t *Tunnel) End(cause error) { t.do(func() { t.end(&wire.EndedError{Cause: cause}) }) }
+func (t *Tunnel) End(cause error) { t.EndWith(&wire.EndedError{Cause: cause}) }
+
+// EndWith is [Tunnel.End] with cause itself as what the streams are told.
+func (t *Tunnel) EndWith(cause error) { t.do(func() { t.end(cause) }) }
 
 // newTunnel is a tunnel that is not on its loop yet.
 func (e *Engine) newTunnel(fd int, client bool, cfg Config) *Tunnel {

@@ -16,7 +16,7 @@ import (
 
 // creditLocked returns n delivered bytes of s to the peer, in steps of half a
 // window.
-func (c *conn) creditLocked(s *Stream, n int) {
+func (c *conn) creditLocked(s *stream, n int) {
 	if c.ended {
 		return
 	}
