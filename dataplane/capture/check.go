@@ -99,7 +99,7 @@ func (p *Pod) verify(ctx context.Context) error {
 	}
 	if p.tier == TierEBPF {
 		p.node.events.repaired.Add(1)
-		if repair := p.follow(); repair != nil {
+		if repair := p.repair(); repair != nil {
 			err = errors.Join(err, repair)
 		} else {
 			err = p.check(ctx)

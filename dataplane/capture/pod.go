@@ -242,6 +242,7 @@ func (p *Pod) keepChecking(ctx context.Context) {
 			return
 		case <-succession.C:
 			p.takeBack()
+			p.lookAfter()
 			continue
 		case <-tick.C:
 		}
