@@ -28,8 +28,9 @@ const (
 	// Remove is for a pod that is gone: connections end at once, capture too.
 	// It may follow Park.
 	Remove
-	// Forget follows Park only: another proxy has taken over the namespace.
-	// What Park kept is let go, and capture left alone: it is the other's.
+	// Forget follows Park only: another proxy has taken over the namespace, or
+	// the process ends. What Park kept is let go, and capture left alone, for
+	// the other or the next.
 	Forget
 )
 
