@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ztunnel-go/ztunnel/test/conform"
+	"github.com/ztunnel-go/ztunnel/test/conform/fake"
 	"github.com/ztunnel-go/ztunnel/test/conform/lab"
 )
 
@@ -32,12 +34,17 @@ func main() {
 	beyond := flag.Bool("beyond", true, "also play what this project does otherwise than ztunnel")
 	patience := flag.Duration("patience", 20*time.Second, "how long a step may take")
 	verbose := flag.Bool("v", false, "name those that pass")
+	selftest := flag.Bool("selftest", false, "no binary: play on a model with known faults, and say which go unnoticed (no root)")
 	flag.Parse()
 	opts.Binary, _ = filepath.Abs(opts.Binary)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	scripts, err := choose(*pattern, *beyond)
-	if err == nil {
+	switch {
+	case err != nil:
+	case *selftest:
+		err = tryFaults(ctx, scripts)
+	default:
 		err = play(ctx, opts, scripts, *patience, *verbose)
 	}
 	if err != nil {
@@ -59,6 +66,24 @@ func choose(pattern string, beyond bool) ([]*conform.Script, error) {
 	return slices.DeleteFunc(all, func(s *conform.Script) bool {
 		return !only.MatchString(s.Name) || s.Beyond != "" && !beyond
 	}), err
+}
+
+func tryFaults(ctx context.Context, scripts []*conform.Script) error {
+	r, err := fake.SelfTest(ctx, scripts)
+	if err != nil {
+		return err
+	}
+	for name, why := range r.Failed {
+		fmt.Printf("FAIL %s on the model without a fault: %v\n", name, why)
+	}
+	for _, m := range r.Missed {
+		fmt.Printf("MISSED %s\n", m)
+	}
+	fmt.Printf("the model plays %d scenarios and lacks what %d need; %d faults caught, %d missed\n", len(r.Played), len(r.Skipped), len(r.Caught), len(r.Missed))
+	if len(r.Failed)+len(r.Missed) > 0 {
+		return errors.New("the scenarios do not hold what they say")
+	}
+	return nil
 }
 
 func play(ctx context.Context, opts lab.Options, scripts []*conform.Script, patience time.Duration, verbose bool) error {
