@@ -86,7 +86,7 @@ func TestLines(t *testing.T) {
 			func(t *testing.T, l *slog.Logger) {
 				record(t, Target(l, "dns"), slog.LevelInfo, "", slog.String("query", "A"), slog.Any("domain", Bare("a.")))
 			},
-			stamp + "\tinfo\tdns\t\t" + `query="A" domain=a.`,
+			stamp + "\tinfo\tdns\t" + `query="A" domain=a.`,
 			`{"level":"info","time":"` + stamp + `","scope":"dns","query":"A","domain":"a."}`,
 		},
 		{
