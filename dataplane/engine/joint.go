@@ -85,9 +85,7 @@ func (j *joint) abort() {
 func (j *joint) begin() {
 	s := j.s
 	s.joint = j
-	if ctx := j.how.Context; ctx != nil {
-		j.stop = context.AfterFunc(ctx, func() { s.t.do(j.abort) })
-	}
+	j.watchContext()
 	if err := j.src.Watch(s.t.lane.loop, j.how.FD, reactor.Readable, j); err != nil {
 		j.cause, j.broken = err, true
 		s.release(wire.ConnectError)
@@ -105,6 +103,12 @@ func (j *joint) begin() {
 		j.lost(err, errors.As(err, &reset) && reset.Clean())
 	case s.recvEnded:
 		j.ended()
+	}
+}
+
+func (j *joint) watchContext() {
+	if ctx := j.how.Context; ctx != nil {
+		j.stop = context.AfterFunc(ctx, func() { j.s.t.do(j.abort) })
 	}
 }
 
@@ -399,6 +403,7 @@ func (j *joint) finish() {
 	}
 	unix.Close(j.how.FD)
 	j.s.giveUp()
+	delete(j.s.t.orphans, j.s)
 	j.how.Done(j.cause)
 }
 

@@ -43,7 +43,7 @@ func (r *Request) Accept(baggage *string) *Stream {
 		if s.responded || s.writeErr != nil {
 			return
 		}
-		s.responded, s.onGone = true, nil
+		s.responded, s.onGone, s.request = true, nil, nil
 		s.t.writeHeaders(s.id, wire.ResponseFields(200, baggage), false)
 	})
 	return s
@@ -62,7 +62,7 @@ func (r *Request) Reject(status int) {
 // reject answers and forgets s.
 func (s *Stream) reject(status int) {
 	t := s.t
-	s.responded, s.endSent, s.onGone = true, true, nil
+	s.responded, s.endSent, s.onGone, s.request = true, true, nil, nil
 	t.writeHeaders(s.id, wire.ResponseFields(status, nil), true)
 	if !s.recvEnded {
 		t.writeReset(s.id, wire.NoError)

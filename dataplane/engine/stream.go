@@ -47,6 +47,7 @@ type Stream struct {
 	joint    *joint
 	waits    *waits
 	answered func(wire.Response, error) // client: waits for the answer
+	request  *wire.Block                // server: until it is answered
 	onGone   func(error)                // server: the request ended without one
 }
 

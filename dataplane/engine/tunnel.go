@@ -75,10 +75,11 @@ type Tunnel struct {
 	busy    bool // Ready is at work, and looks after what it leaves
 
 	streams  map[uint32]*Stream
-	lastPeer uint32 // highest stream id of the peer that we have seen
-	refuse   uint32 // server: streams above it are not served; client: last id the peer serves
-	nextID   uint32 // client: id of the next stream
-	serving  int    // server: requests whose handler has not let go
+	orphans  map[*Stream]struct{} // closed, but joined with sockets that have not taken all
+	lastPeer uint32               // highest stream id of the peer that we have seen
+	refuse   uint32               // server: streams above it are not served; client: last id the peer serves
+	nextID   uint32               // client: id of the next stream
+	serving  int                  // server: requests whose handler has not let go
 
 	peerWindow   int64 // what the peer gives each new stream
 	peerSettings bool  // the peer's first SETTINGS have come
@@ -315,12 +316,23 @@ func (t *Tunnel) remove(s *Stream) {
 		return
 	}
 	delete(t.streams, s.id)
+	if s.joint != nil && !s.joint.over {
+		t.orphan(s)
+	}
 	if t.client {
 		t.places.mu.Lock()
 		t.places.used--
 		t.places.mu.Unlock()
 	}
 	t.settle()
+}
+
+// orphan remembers a stream that is closed and not yet over.
+func (t *Tunnel) orphan(s *Stream) {
+	if t.orphans == nil {
+		t.orphans = map[*Stream]struct{}{}
+	}
+	t.orphans[s] = struct{}{}
 }
 
 // do runs f on the loop, and reports whether it will.
