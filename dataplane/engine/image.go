@@ -39,6 +39,7 @@ type Image struct {
 	NextID       uint32
 	PeerWindow   int64
 	PeerSettings bool
+	Acknowledged bool // the peer has seen our settings
 	SendWindow   int64
 	RecvWindow   int64
 	Uncredited   int64
@@ -163,7 +164,7 @@ func (t *Tunnel) export() (*Image, []int) {
 		Asked: t.asked, Owes: t.owesKey,
 		Part: slices.Clone(t.part), Later: t.box.later, Frame: t.frame.image(), HPACK: t.dec,
 		Leaving: t.leaving, Draining: uint8(t.drainStep), LastPeer: t.lastPeer, Refuse: t.refuse, NextID: t.nextID,
-		PeerWindow: t.peerWindow, PeerSettings: t.peerSettings,
+		PeerWindow: t.peerWindow, PeerSettings: t.peerSettings, Acknowledged: t.acknowledged,
 		SendWindow: t.sendWindow, RecvWindow: t.recvWindow, Uncredited: t.uncredited,
 		Budget: t.budget, Provoked: t.provoked,
 		SettingsDue: t.settingsDue, PingDue: t.pingDue, PingWaits: t.pingWaits, GoAway: t.goAway,

@@ -83,7 +83,7 @@ func (t *Tunnel) resurrect(img *Image, fds []int, adopt Adopter) {
 	t.asked, t.owesKey = img.Asked, img.Owes
 	t.dec, t.budget, t.provoked = img.HPACK, img.Budget, img.Provoked
 	t.drainStep, t.lastPeer, t.refuse, t.nextID = drainStep(img.Draining), img.LastPeer, img.Refuse, img.NextID
-	t.peerWindow, t.peerSettings = img.PeerWindow, img.PeerSettings
+	t.peerWindow, t.peerSettings, t.acknowledged = img.PeerWindow, img.PeerSettings, img.Acknowledged
 	t.sendWindow, t.recvWindow, t.uncredited = img.SendWindow, img.RecvWindow, img.Uncredited
 	t.settingsDue, t.pingDue, t.pingWaits, t.goAway = img.SettingsDue, img.PingDue, img.PingWaits, img.GoAway
 	t.places.mu.Lock()

@@ -55,7 +55,7 @@ type Stream struct {
 func (t *Tunnel) newStream(id uint32) *Stream {
 	s := &Stream{
 		t: t, id: id, opened: t.lane.loop.Now(),
-		recvWindow: int64(t.set.StreamWindow), sendWindow: t.peerWindow,
+		recvWindow: t.firstWindow(), sendWindow: t.peerWindow,
 	}
 	t.streams[id] = s
 	return s

@@ -83,6 +83,7 @@ type Tunnel struct {
 
 	peerWindow   int64 // what the peer gives each new stream
 	peerSettings bool  // the peer's first SETTINGS have come
+	acknowledged bool  // the peer has seen ours
 	sendWindow   int64
 	recvWindow   int64
 	uncredited   int64

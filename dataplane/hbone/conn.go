@@ -81,6 +81,7 @@ type conn struct {
 	peerMaxFrame  int    // bytes of payload that the peer takes in a frame
 	peerStreams   uint32 // how many streams the peer serves at once
 	peerSettings  bool   // the peer's first SETTINGS have come
+	acknowledged  bool   // the peer has seen ours
 	sendWindow    int64  // what the peer takes now, over all streams
 	recvWindow    int64  // what the peer may send now, over all streams
 	uncredited    int64  // delivered, and not yet given back to the peer

@@ -68,7 +68,7 @@ func (c *conn) newStreamLocked(id uint32) *stream {
 	s := &stream{
 		c: c, id: id, opened: time.Now(),
 		readable: sync.NewCond(&c.mu), writable: sync.NewCond(&c.mu),
-		recvWindow: int64(c.set.StreamWindow), sendWindow: c.peerWindow,
+		recvWindow: c.firstWindowLocked(), sendWindow: c.peerWindow,
 	}
 	c.streams[id] = s
 	return s
