@@ -81,6 +81,8 @@ func endOf(ctx context.Context, err error) (report.Flag, error) {
 		return report.FlagConnect, delivery
 	case errors.Is(err, revocation.ErrPeerRevoked):
 		return report.FlagCertificateRevoked, revocation.ErrPeerRevoked
+	case errors.Is(err, ErrSevered): // as a drain
+		return report.FlagNone, ErrSevered
 	case relay.Quiet(err): // a peer that went away without complaint (contract 4.8)
 		return report.FlagNone, nil
 	}

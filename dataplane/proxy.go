@@ -22,12 +22,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
-	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
@@ -119,9 +119,6 @@ type Shared struct {
 	Used    func(names []string)
 	Metrics *Metrics // nil: waits are not counted
 	Logger  *slog.Logger
-	// Engine carries tunnels and their connections on event loops; nil:
-	// goroutines do (TLS_ENGINE=std).
-	Engine *engine.Engine
 }
 
 /* The life of a proxy
@@ -159,6 +156,11 @@ type Proxy struct {
 	conns     sync.WaitGroup // one per accepted socket; ends with it
 	watcher   sync.WaitGroup // of policies; ends with ctx
 	stopOnce  sync.Once
+	hurried   chan struct{} // closed by Hurry
+	hurryOnce sync.Once
+
+	retired atomic.Bool // see Retire
+	severed atomic.Bool // see Sever
 
 	mu      sync.Mutex
 	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels, which a drain must tell
@@ -179,7 +181,7 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 	p := &Proxy{
 		cfg: cfg, pod: pod, sockets: sockets, shared: shared,
 		view: shared.Store.View(), log: shared.Logger,
-		ctx: ctx, cancel: cancel, draining: make(chan struct{}),
+		ctx: ctx, cancel: cancel, draining: make(chan struct{}), hurried: make(chan struct{}),
 		tunnels: map[*hbone.ServerConn]struct{}{},
 	}
 	if p.balance = shared.Balance; p.balance == nil {
@@ -190,7 +192,6 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 		Dial:        p.dialTunnel,
 		TLS:         p.handshake,
 		Settings:    cfg.Settings,
-		Engine:      shared.Engine,
 		MaxStreams:  cfg.MaxStreams,
 		IdleTimeout: cfg.IdleTimeout,
 		Logger:      shared.Logger,
@@ -272,7 +273,8 @@ func (p *Proxy) Live() live.Snapshot { return p.live.Snapshot() }
 
 // Stop ends the proxy: listeners close at once, and connections end by
 // themselves until grace has passed, then with [ErrDrained]. Inbound tunnels
-// are told at once that no more streams are taken. It returns when everything
+// are told at once that no more streams are taken, and tunnels of our own that
+// carry nothing close. It returns when everything
 // has ended; later calls wait for the first.
 func (p *Proxy) Stop(grace time.Duration) {
 	p.stopOnce.Do(func() { p.stop(grace) })
@@ -287,6 +289,7 @@ func (p *Proxy) stop(grace time.Duration) {
 	}
 	p.acceptors.Wait() // from now on there is no new connection
 	p.drainTunnels()
+	p.pool.Shed()
 	ended := make(chan struct{})
 	go func() { // ends with the last connection, for which we wait below
 		p.conns.Wait()
@@ -297,6 +300,7 @@ func (p *Proxy) stop(grace time.Duration) {
 		defer deadline.Stop()
 		select {
 		case <-ended:
+		case <-p.hurried:
 		case <-deadline.C:
 			p.log.Warn("drain duration expired with pending connections, forcefully shutting down")
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"syscall"
 	"time"
@@ -23,7 +24,7 @@ const maxRetries = 2
 
 // reach connects to the next hop. One that cannot be reached is left alone for
 // a while, and if it was one of several, another has the connection: f then
-// says which. The error is that of the last attempt.
+// says which. So it is with one whose application cannot be reached. The error is that of the last attempt.
 func (p *Proxy) reach(ctx context.Context, f *forwarding) (relay.Conn, error) {
 	began := time.Now()
 	for retries := 0; ; retries++ {
@@ -32,7 +33,7 @@ func (p *Proxy) reach(ctx context.Context, f *forwarding) (relay.Conn, error) {
 		}
 		upstream, err := p.connect(ctx, f)
 		p.learn(ctx, f.out, err)
-		if err == nil || !unreached(ctx, err) || retries == maxRetries || !p.turn(f, err) {
+		if err == nil || !unreached(ctx, err) && !unanswered(ctx, err) || retries == maxRetries || !p.turn(f, err) {
 			return upstream, err
 		}
 	}
@@ -47,6 +48,8 @@ func (p *Proxy) learn(ctx context.Context, out route.Outcome, err error) {
 	case err == nil:
 		p.balance.Reached(out.NextHop.UID)
 	case unreached(ctx, err) && (out.Kind != route.Direct || out.Rivals):
+		p.balance.Failed(out.NextHop.UID)
+	case unanswered(ctx, err) && out.Rivals:
 		p.balance.Failed(out.NextHop.UID)
 	}
 }
@@ -110,6 +113,18 @@ func unreached(ctx context.Context, err error) bool {
 		return reset.Unprocessed()
 	}
 	return unconnected(err)
+}
+
+// unanswered reports whether err is the next hop's word that it could not
+// connect the application (contract 4.6), which therefore has seen nothing of
+// the client: its pod may be on its way out. Of the pod's other ports that says
+// nothing.
+func unanswered(ctx context.Context, err error) bool {
+	var (
+		status *hbone.StatusError
+		beyond *beyondError
+	)
+	return ctx.Err() == nil && !errors.As(err, &beyond) && errors.As(err, &status) && status.Code == http.StatusServiceUnavailable
 }
 
 // unconnected reports whether err is a TCP connection that the far side or the

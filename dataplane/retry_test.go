@@ -137,7 +137,7 @@ func TestWhatIsRetried(t *testing.T) {
 		}, 1},
 		{"plaintext, refused", plain, nil, 1},
 		{"our own fault", nil, func(n *lan) { n.unreachable("10.0.0.20:15008", syscall.EMFILE) }, 0},
-		{"answered 503", nil, func(n *lan) { n.start(fallen(0)) }, 0},
+		{"answered 503", nil, func(n *lan) { n.start(fallen(0)) }, 1},
 		{"plaintext, a reset later", plain, func(n *lan) {
 			n.outside("10.0.0.20:8080", func(c *net.TCPConn) { c.SetLinger(0) })
 		}, 0},
@@ -258,6 +258,39 @@ func TestUnreached(t *testing.T) {
 		}
 		if unreached(gone, tc.err) {
 			t.Errorf("%s: retried although it was ended", tc.name)
+		}
+	}
+}
+
+// TestAnApplicationThatIsGone has a service's endpoint answer that nobody
+// listens there: it is left alone, unless it was the pod that was asked for.
+func TestAnApplicationThatIsGone(t *testing.T) {
+	for _, tc := range []struct {
+		dst     string
+		avoided int
+	}{{"10.96.0.1:80", 1}, {"10.0.0.20:8080", 0}} {
+		n, _, _ := pair(t)
+		n.start(fallen(0))
+		client := n.unlucky(fallen(0))
+		c := client.connect(tc.dst)
+		if tc.avoided > 0 {
+			say(t, c, "hello")
+		} else {
+			wantReset(t, c)
+			client.out.await("access\tconnection complete")
+		}
+		if got := n.balance.Avoided(); len(got) != tc.avoided {
+			t.Errorf("%s: avoided: %v", tc.dst, got)
+		}
+	}
+	for err, want := range map[error]bool{
+		&hbone.StatusError{Code: 503}:               true,
+		&hbone.StatusError{Code: 401}:               false,
+		&beyondError{&hbone.StatusError{Code: 503}}: false,
+		hbone.ErrDraining:                           false,
+	} {
+		if got := unanswered(t.Context(), err); got != want {
+			t.Errorf("%v: %v", err, got)
 		}
 	}
 }

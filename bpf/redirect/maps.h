@@ -51,6 +51,8 @@ enum reason {
 	EVENT_CONFINED,
 	EVENT_STORAGE_FAILED,
 	HOLD_DROPPED,
+	EVENT_LISTENER_GONE,
+	EVENT_LISTENER_UNTOLD,
 	REASONS,
 };
 
@@ -98,6 +100,7 @@ enum role {
 	ROLE_OWN,      /* the proxy's; only user space writes it, by descriptor */
 	ROLE_CONFINED, /* captured: may send through lo only */
 	ROLE_PASSIVE,  /* accepted, from outside */
+	ROLE_LISTENER, /* an application's that listens: its end is told */
 };
 
 struct {
@@ -145,6 +148,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64); /* 8 bytes: user space reads cookies back */
 } listeners SEC(".maps");
+
+/* Namespaces, by cookie, of which an application has stopped to listen. Each
+ * process has its own and is told while the programs are its: two readers of
+ * one ring would each miss what the other has read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 65536);
+} unheard SEC(".maps");
 
 /* One element: the generation of the process that may write the maps. Read by
  * user space only. */

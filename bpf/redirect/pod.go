@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync/atomic"
 
@@ -179,11 +178,14 @@ func (p *Pod) SetAddresses(addrs []netip.Addr) error {
 // forgetAddresses deletes the entries that gone says are.
 func (n *Node) forgetAddresses(gone func(redirectOwnKey) bool) error {
 	m := n.maps[redirectMapAddresses]
-	keys, err := allKeys[redirectOwnKey, uint32](m)
-	if err != nil {
-		return err
+	var key redirectOwnKey
+	var value uint32
+	var stale []redirectOwnKey
+	for it := m.Iterate(); it.Next(&key, &value); {
+		if gone(key) {
+			stale = append(stale, key)
+		}
 	}
-	stale := slices.DeleteFunc(keys, func(k redirectOwnKey) bool { return !gone(k) })
 	for _, k := range stale {
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err

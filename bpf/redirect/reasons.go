@@ -39,5 +39,7 @@ func reasons() []Reason {
 		{"sockops", "accepted_confined"},
 		{"sockops", "accepted_no_memory"},
 		{"tc", "held_no_listener"},
+		{"sockops", "listener_gone"},
+		{"sockops", "listener_untold"},
 	}
 }

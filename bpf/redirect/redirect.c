@@ -9,10 +9,10 @@
  *   connect6  cgroup root             an IPv6 connect            the same
  *   create    cgroup root             a socket is made           mark UDP, for its DNS
  *   guard     cgroup root             a packet leaves a socket   drop what escapes lo
- *   events    cgroup root             TCP opens and closes       announce deliveries
- *   probe     cgroup root or kubelet  TCP opens and closes       announce the host's probes
- *   hold      lo and eth0 of a pod     a packet comes in          drop SYNs while nobody listens
- *   steer     one pod's namespace     no socket has the flow     choose the listener
+ *   events    cgroup root             TCP opens and closes       announce deliveries, tell of
+ * listeners that end probe     cgroup root or kubelet  TCP opens and closes       announce the
+ * host's probes hold      lo and eth0 of a pod     a packet comes in          drop SYNs while
+ * nobody listens steer     one pod's namespace     no socket has the flow     choose the listener
  *
  * Marks steer routing and are never credentials: any pod may forge them. Who a
  * socket belongs to is written in `sockets`, by descriptor or by these programs.
@@ -282,6 +282,8 @@ static __always_inline int accepted(struct bpf_sock_ops *ctx, struct bpf_sock *s
 	__u32 none = ROLE_NONE;
 	__u32 *role = bpf_sk_storage_get(&sockets, sk, &none, BPF_SK_STORAGE_GET_F_CREATE);
 
+	/* A listener's wish to be told of is inherited. */
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (!role)
 		return with(PASS, EVENT_STORAGE_FAILED);
 	if (is_delivery(sk->mark) || is_capture(sk->mark)) {
@@ -292,6 +294,29 @@ static __always_inline int accepted(struct bpf_sock_ops *ctx, struct bpf_sock *s
 	return PASS;
 }
 
+/* A socket of the pod begins to listen. The proxy's own are of no interest. */
+static __always_inline int listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	__u32 none = ROLE_NONE;
+	__u32 *role = bpf_sk_storage_get(&sockets, sk, &none, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!role)
+		return with(PASS, EVENT_STORAGE_FAILED);
+	if (*role == ROLE_OWN)
+		return PASS;
+	*role = ROLE_LISTENER;
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return PASS;
+}
+
+/* It is still to be found when this runs, for a moment. */
+static __always_inline int unlistening(__u64 netns)
+{
+	if (bpf_ringbuf_output(&unheard, &netns, sizeof(netns), 0))
+		return with(PASS, EVENT_LISTENER_UNTOLD);
+	return with(PASS, EVENT_LISTENER_GONE);
+}
+
 SEC("sockops")
 int events(struct bpf_sock_ops *ctx)
 {
@@ -300,16 +325,20 @@ int events(struct bpf_sock_ops *ctx)
 	__u32 *role;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_STATE_CB &&
-	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+	    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
 		return PASS;
 	netns = bpf_get_netns_cookie(ctx);
 	if (!is_enrolled(netns))
 		return PASS;
+	if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[0] == BPF_TCP_LISTEN)
+		return unlistening(netns);
 	sk = ctx->sk;
 	if (!sk)
 		return PASS;
 	if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		return accepted(ctx, sk);
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return listening(ctx, sk);
 
 	role = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (!role || *role != ROLE_OWN || !is_delivery(sk->mark))

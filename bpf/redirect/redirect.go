@@ -27,7 +27,7 @@ import (
 // ABI numbers the layout of pinned maps and the meaning of their contents, and
 // the programs that share them. Whoever changes either raises it, so that two
 // versions never write to the same pins.
-const ABI = 1
+const ABI = 2
 
 // The marks that programs and routing rules share, with their masks. They steer
 // and prove nothing: any pod may set them.
@@ -71,7 +71,6 @@ type Options struct {
 // A Node has the programs and maps that all pods of a node share. Its methods
 // may be called by several goroutines.
 type Node struct {
-	options    Options
 	dir        string // PinDir/v<ABI>
 	spec       *ebpf.CollectionSpec
 	maps       map[string]*ebpf.Map // the shared ones, by name
@@ -121,9 +120,6 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	spec.Maps[mapOwners] = ownersSpec(spec.Maps[redirectMapEnrolled].MaxEntries)
-	// A sockmap takes no types. The kernel would refuse them, and the library try
-	// again without, after the 20 ms that it takes to free what was begun.
-	spec.Maps[redirectMapListeners].Key, spec.Maps[redirectMapListeners].Value = nil, nil
 	if err := spec.Variables[redirectVarHost].Set(o.HostCookie); err != nil {
 		return nil, fmt.Errorf("set host cookie: %w", err)
 	}
@@ -132,15 +128,15 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	defer unlock()
-	n := &Node{options: o, dir: dir, spec: spec, maps: map[string]*ebpf.Map{}}
-	if err := n.open(); err != nil {
+	n := &Node{dir: dir, spec: spec, maps: map[string]*ebpf.Map{}}
+	if err := n.open(o); err != nil {
 		n.Close()
 		return nil, err
 	}
 	return n, nil
 }
 
-func (n *Node) open() error {
+func (n *Node) open(o Options) error {
 	for _, name := range sharedMaps() {
 		m, err := openMap(n.dir, name, n.spec.Maps[name])
 		if err != nil {
@@ -148,10 +144,36 @@ func (n *Node) open() error {
 		}
 		n.maps[name] = m
 	}
+	var err error
+	if n.maps[redirectMapUnheard], err = ebpf.NewMap(n.spec.Maps[redirectMapUnheard]); err != nil {
+		return fmt.Errorf("make map %s: %w", redirectMapUnheard, err)
+	}
 	if err := n.takeGeneration(); err != nil {
 		return err
 	}
-	return n.attachLocked(hooks())
+	names := make([]string, 0, len(hooks()))
+	for _, h := range hooks() {
+		names = append(names, h.program)
+	}
+	programs, err := n.load(n.spec, names, n.maps)
+	if err != nil {
+		return err
+	}
+	defer closePrograms(programs)
+	for _, h := range hooks() {
+		at := o.CgroupRoot
+		if h.program == redirectProgProbe && o.ProbeCgroup != "" {
+			at = o.ProbeCgroup
+		}
+		l, err := attachCgroup(filepath.Join(n.dir, h.program), at, h.attach, programs[h.program])
+		if err != nil {
+			return err
+		}
+		n.links = append(n.links, l)
+	}
+	n.probe = programs[redirectProgProbe]
+	delete(programs, redirectProgProbe)
+	return nil
 }
 
 // AttachProbe moves the program that announces probes to another cgroup, if it

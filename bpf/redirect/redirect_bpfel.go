@@ -50,6 +50,7 @@ const (
 	redirectMapPass        = "pass"
 	redirectMapPodCounters = "pod_counters"
 	redirectMapSockets     = "sockets"
+	redirectMapUnheard     = "unheard"
 	redirectProgConnect4   = "connect4"
 	redirectProgConnect6   = "connect6"
 	redirectProgCreate     = "create"
@@ -128,6 +129,7 @@ type redirectMapSpecs struct {
 	Pass        *ebpf.MapSpec `ebpf:"pass"`
 	PodCounters *ebpf.MapSpec `ebpf:"pod_counters"`
 	Sockets     *ebpf.MapSpec `ebpf:"sockets"`
+	Unheard     *ebpf.MapSpec `ebpf:"unheard"`
 }
 
 // redirectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -168,6 +170,7 @@ type redirectMaps struct {
 	Pass        *ebpf.Map `ebpf:"pass"`
 	PodCounters *ebpf.Map `ebpf:"pod_counters"`
 	Sockets     *ebpf.Map `ebpf:"sockets"`
+	Unheard     *ebpf.Map `ebpf:"unheard"`
 }
 
 func (m *redirectMaps) Close() error {
@@ -180,6 +183,7 @@ func (m *redirectMaps) Close() error {
 		m.Pass,
 		m.PodCounters,
 		m.Sockets,
+		m.Unheard,
 	)
 }
 

@@ -316,7 +316,7 @@ func TestForeignPinsAreRefused(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(o.PinDir, "v1")
+	dir := filepath.Join(o.PinDir, fmt.Sprintf("v%d", ABI))
 	refused := func(what, want string) {
 		t.Helper()
 		again, err := Open(o)

@@ -73,6 +73,7 @@ func (p *Pod) Deliver(ctx context.Context, client netip.Addr, dst netip.AddrPort
 		if keep && p.tier == TierEBPF && errors.Is(err, unix.EPERM) && attempt < deliveryAttempts {
 			continue
 		}
+		p.delivered(err)
 		return c, err
 	}
 }

@@ -38,12 +38,11 @@ type Node struct {
 	// back must not lose what it has just taken over.
 	adding sync.RWMutex
 	mu     sync.Mutex
+	ending map[*Pod]struct{}   // guarded by mu; those that want to hear of their listeners' end
 	known  map[uint64]struct{} // guarded by mu; namespaces added in this process, by cookie, until their capture is removed
 
-	sweeps budget
-
 	stop   context.CancelFunc
-	upkeep sync.WaitGroup // one goroutine; ends when stop is called
+	upkeep sync.WaitGroup // two goroutines; end when stop is called
 	close  sync.Once
 	err    error // of Close
 }
@@ -70,7 +69,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log, known: map[uint64]struct{}{}}
+	n := &Node{cfg: cfg, log: log, known: map[uint64]struct{}{}, ending: map[*Pod]struct{}{}}
 	own, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	if cfg.Mode == IstioCNI {
@@ -82,6 +81,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
 		return n, nil
 	}
 	n.upkeep.Go(func() { n.keepUp(own) })
+	n.upkeep.Go(func() { n.hear(own) })
 	return n, nil
 }
 
@@ -118,23 +118,10 @@ func (n *Node) load() error {
 func (n *Node) keepUp(ctx context.Context) {
 	tick := time.NewTicker(upkeepInterval)
 	defer tick.Stop()
-	look := time.NewTicker(successionInterval)
-	defer look.Stop()
-	said := "" // once, not every second
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-look.C:
-			text := ""
-			if err := n.reattach(); err != nil {
-				text = err.Error()
-			}
-			if text != said && text != "" {
-				n.log.Warn("capture upkeep", slog.String("err", text))
-			}
-			said = text
-			continue
 		case <-tick.C:
 		}
 		gone, err := n.bpf.Collect()
@@ -142,7 +129,10 @@ func (n *Node) keepUp(ctx context.Context) {
 		if err == nil && n.cfg.ProbeScope == ProbeKubelet {
 			err = n.followKubelet()
 		}
-		if err != nil && !errors.Is(err, redirect.ErrReplaced) { // the newer process does it
+		if errors.Is(err, redirect.ErrReplaced) {
+			return // the newer process does it
+		}
+		if err != nil {
 			n.log.Warn("capture upkeep", slog.Any("err", err))
 		}
 	}

@@ -23,7 +23,7 @@ const checkInterval = 15 * time.Second
 
 /* The life of a pod
  *
- *	Add -> Enable -+-> Remove            capture ends
+ *	Add -> Enable -+-> Remove            capture ends, after Leave at once for what is new
  *	               +-> Park -> Remove    it stays, closed, and ends later
  *	               +-> Release           it stays, closed, for the next process
  *	               +-> Abandon           Enable failed: the first or the last of these
@@ -48,6 +48,7 @@ type Pod struct {
 	dnsListeners []net.Listener
 	slots        []slotted // of all these; tier A
 
+	ending    ending
 	steer     *redirect.Pod   // tier A
 	inherited bool            // an earlier process had enrolled the pod
 	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
@@ -60,7 +61,6 @@ type Pod struct {
 	health  error             // guarded by mu
 	last    [checkKinds]Check // guarded by mu; zero: not made yet
 	vacated bool              // guarded by mu; see Vacate
-	since   time.Time         // guarded by mu; when we saw that another process has the pod; zero: it has not
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop
@@ -73,6 +73,7 @@ func newPod(n *Node, info PodInfo, ns *netns.NS) *Pod {
 	p := &Pod{node: n, info: info, ns: ns}
 	p.running, p.stop = context.WithCancel(context.Background())
 	p.canaries = newCanaries(p)
+	p.ending.wake = make(chan struct{}, 1)
 	return p
 }
 
@@ -133,11 +134,20 @@ func (p *Pod) follow() error {
 	if err != nil {
 		return err
 	}
+	was := p.src
 	p.own, p.src = own, [2]netip.Addr{src4, src6}
 	if err := p.steer.SetAddresses(own); err != nil {
 		return err
 	}
-	return p.router.ensure(src4, src6)
+	if err := p.router.ensure(src4, src6); err != nil {
+		return err
+	}
+	for i, src := range was {
+		if src.IsValid() && !p.src[i].IsValid() {
+			return p.router.keepLocal(src.Is6())
+		}
+	}
+	return nil
 }
 
 // sources are the addresses that connections leave from, one per family that
@@ -242,7 +252,6 @@ func (p *Pod) keepChecking(ctx context.Context) {
 			return
 		case <-succession.C:
 			p.takeBack()
-			p.lookAfter()
 			continue
 		case <-tick.C:
 		}
@@ -251,6 +260,7 @@ func (p *Pod) keepChecking(ctx context.Context) {
 			return
 		}
 		p.setHealth(err)
+		p.stir() // an event may have been lost
 	}
 }
 
@@ -282,6 +292,28 @@ func (p *Pod) Counters() ([]Counter, error) {
 	}
 	counts, err := p.steer.Counts()
 	return counters(counts), err
+}
+
+// Leave ends the capture of what is opened from now on, and leaves what is open
+// as it is. Nothing is proven any more. Remove must follow.
+func (p *Pod) Leave() error {
+	if p.steer == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vacated = true
+	err := p.steer.Unenroll()
+	if errors.Is(err, redirect.ErrReplaced) {
+		return nil // the pod is the newer process's
+	}
+	if err == nil {
+		err = p.router.freeDNS()
+	}
+	if err != nil {
+		return fmt.Errorf("end capture of pod %s: %w", p.name(), err)
+	}
+	return nil
 }
 
 // Remove ends the pod's capture without a byte in plaintext: no new socket is

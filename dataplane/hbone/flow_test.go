@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"golang.org/x/net/http2"
-
-	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 )
 
 func TestASlowReaderStopsItsOwnStreamOnly(t *testing.T) {
@@ -23,7 +21,7 @@ func TestASlowReaderStopsItsOwnStreamOnly(t *testing.T) {
 				return
 			}
 			<-block
-			n, err := io.Copy(io.Discard, s)
+			n, err := s.WriteTo(io.Discard)
 			if n != 3*window || err != nil {
 				t.Errorf("read %d, %v", n, err)
 			}
@@ -44,7 +42,9 @@ func TestASlowReaderStopsItsOwnStreamOnly(t *testing.T) {
 		wrote <- err
 	}()
 	eventually(t, "the window is used up", func() bool {
-		return exhausted(slow)
+		slow.c.mu.Lock()
+		defer slow.c.mu.Unlock()
+		return slow.sendWindow == 0
 	})
 	s := r.open(p)
 	data := junk(4*window, 9)
@@ -58,15 +58,14 @@ func TestASlowReaderStopsItsOwnStreamOnly(t *testing.T) {
 		t.Fatalf("a write of three windows went into one: %v", err)
 	default:
 	}
-	if conn := r.accepted()[0].c; conn != nil {
-		conn.mu.Lock()
-		for _, s := range conn.streams {
-			if s.in.size > window {
-				t.Errorf("%d bytes are kept for a window of %d", s.in.size, window)
-			}
+	conn := r.accepted()[0].c
+	conn.mu.Lock()
+	for _, s := range conn.streams {
+		if s.in.size > window {
+			t.Errorf("%d bytes are kept for a window of %d", s.in.size, window)
 		}
-		conn.mu.Unlock()
 	}
+	conn.mu.Unlock()
 	close(block)
 	if err := <-wrote; err != nil {
 		t.Error(err)
@@ -78,16 +77,6 @@ func TestASlowReaderStopsItsOwnStreamOnly(t *testing.T) {
 	}
 }
 
-// exhausted reports whether the window of s is used up.
-func exhausted(s Stream) bool {
-	if s, ok := s.(*stream); ok {
-		s.c.mu.Lock()
-		defer s.c.mu.Unlock()
-		return s.sendWindow == 0
-	}
-	return s.(*engine.Stream).Window() == 0
-}
-
 func TestAStalledWriteEndsWithItsStream(t *testing.T) {
 	_, near, far := both(t, Settings{StreamWindow: 100 << 10})
 	wrote := make(chan error, 1)
@@ -96,7 +85,9 @@ func TestAStalledWriteEndsWithItsStream(t *testing.T) {
 		wrote <- err
 	}()
 	eventually(t, "the window is used up", func() bool {
-		return exhausted(near)
+		near.c.mu.Lock()
+		defer near.c.mu.Unlock()
+		return near.sendWindow == 0
 	})
 	far.ResetWith(Cancel)
 	var reset *ResetError
@@ -108,10 +99,7 @@ func TestAStalledWriteEndsWithItsStream(t *testing.T) {
 // A window of one stream full of bytes in frames of one byte must not hold
 // more than twice its size, and dropping it must return the tunnel's window.
 func TestTinyFramesHoldLittle(t *testing.T) {
-	if ofGoroutines() {
-		return
-	}
-	accepted := make(chan Stream, 1)
+	accepted := make(chan *Stream, 1)
 	done := make(chan struct{})
 	p, conn, _ := rawServer(t, Settings{}, func(c *Connect) {
 		s, _ := c.Accept(nil)
@@ -119,7 +107,7 @@ func TestTinyFramesHoldLittle(t *testing.T) {
 		<-done
 	})
 	p.connect(1)
-	s := (<-accepted).(*stream)
+	s := <-accepted
 	const frames = 40000
 	go func() {
 		for range frames {
@@ -146,16 +134,13 @@ func TestTinyFramesHoldLittle(t *testing.T) {
 }
 
 func TestAnIdleTunnelHoldsNoBuffer(t *testing.T) {
-	if ofGoroutines() {
-		return
-	}
 	r, near, far := both(t, Settings{})
 	data := junk(3<<20, 1)
 	go near.Write(data)
 	if _, err := io.CopyN(io.Discard, far, 3<<20); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []*conn{near.(*stream).c, r.accepted()[0].c} {
+	for _, c := range []*conn{near.c, r.accepted()[0].c} {
 		eventually(t, "nothing is kept", func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -192,7 +177,7 @@ func TestPeersWindowsMayShrink(t *testing.T) {
 }
 
 func TestCreditFollowsDelivery(t *testing.T) {
-	accepted := make(chan Stream, 1)
+	accepted := make(chan *Stream, 1)
 	done := make(chan struct{})
 	p, _, _ := rawServer(t, Settings{StreamWindow: 100000}, func(c *Connect) {
 		s, _ := c.Accept(nil)

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
@@ -33,9 +32,7 @@ type PoolConfig struct {
 	// context, which ends when nobody waits for the tunnel any more.
 	Dial func(context.Context, Key) (net.Conn, error)
 	// TLS says how to greet the peer; its error is returned by Open as it is.
-	TLS func(context.Context, Key) (Handshake, error)
-	// Engine carries tunnels on event loops; nil: goroutines do.
-	Engine      *engine.Engine
+	TLS         func(context.Context, Key) (Handshake, error)
 	Settings    Settings
 	MaxStreams  int           // user connections in one tunnel; 0: 100
 	IdleTimeout time.Duration // from the last use of a tunnel to its release; 0: 5 min
@@ -112,7 +109,7 @@ func NewPool(cfg PoolConfig) *Pool {
 // those of PoolConfig.TLS, [*DialError], [*TLSError], those of [Tunnel.Open],
 // and the cause of ctx. A failure to make a tunnel is told to all who waited
 // for that tunnel.
-func (p *Pool) Open(ctx context.Context, key Key, r Request) (Stream, Response, error) {
+func (p *Pool) Open(ctx context.Context, key Key, r Request) (*Stream, Response, error) {
 	for try := 1; ; try++ {
 		t, reused, err := p.acquire(ctx, key)
 		if err != nil {
@@ -286,7 +283,11 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	if err != nil {
 		return nil, &DialError{Err: err}
 	}
-	t, err := making{p.cfg.Settings, p.cfg.MaxStreams, p.cfg.Engine}.tunnel(ctx, nc, hs.Config)
+	born := make(chan *Tunnel, 1)
+	t, err := connect(ctx, nc, hs.Config, tunnelConfig{
+		set: p.cfg.Settings, max: p.cfg.MaxStreams,
+		onEnd: func(err error) { p.ended(<-born, key, err) },
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -295,9 +296,10 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	p.mu.Unlock()
 	release, err := hs.opened(t)
 	p.tunnels.Go(func() {
-		p.ended(t, key, t.wait())
+		t.running.Wait()
 		release()
 	})
+	born <- t
 	if err != nil {
 		t.End(err)
 		return nil, err
@@ -336,6 +338,16 @@ func (p *Pool) remove(key Key, t *Tunnel) {
 	}
 }
 
+// Shed lets every tunnel that is there end with its last stream; one without
+// ends now. Whoever opens a stream from now on has a new one.
+func (p *Pool) Shed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.lru.Len() > 0 {
+		p.releaseLocked(p.lru.Front())
+	}
+}
+
 // Drain lets every tunnel end with its last stream, and refuses further use.
 // It does not wait.
 func (p *Pool) Drain() {
@@ -360,7 +372,7 @@ func (p *Pool) Close() error {
 	}
 	p.mu.Unlock()
 	for _, t := range left {
-		t.end(ErrClosed)
+		t.c.end(ErrClosed)
 	}
 	p.tunnels.Wait()
 	return nil

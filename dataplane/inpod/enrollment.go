@@ -208,6 +208,7 @@ func (e *Enrollment) enrol(pod Pod, req zds.Request) (*keeper, *attempt) {
 	for other := range e.leaving {
 		if other.sameNS(k.ns) {
 			k.after = append(k.after, other.gone)
+			other.hurryLocked() // its capture stands in the way of ours
 		}
 	}
 	e.pods[pod.UID] = k

@@ -82,6 +82,8 @@ func (p *fakeProxy) Stop(mode StopMode) error {
 	return nil
 }
 
+func (p *fakeProxy) Hurry() { p.s.set(func() { p.s.events = append(p.s.events, "hurry "+p.pod.UID) }) }
+
 func (p *fakeProxy) Health() error {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()

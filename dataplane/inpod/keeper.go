@@ -109,8 +109,6 @@ func (k *keeper) finish(want want, running, wasParked Proxy) {
 	switch {
 	case want == drained && running != nil:
 		k.stop(running, Drain)
-	case want == drained && wasParked != nil:
-		k.logStop(Forget, wasParked.Stop(Forget))
 	case want == gone && running != nil:
 		k.stop(running, Remove)
 	case want == gone && wasParked != nil:
@@ -319,6 +317,15 @@ func (k *keeper) expire() {
 	}
 	k.e.log.Info("pod was not named by the node agent for a minute, removing it", "uid", k.pod.UID, "name", k.pod.Name, "namespace", k.pod.Namespace)
 	k.e.removeLocked(k)
+}
+
+// hurryLocked ends the grace of a pod that goes. e.mu is held.
+func (k *keeper) hurryLocked() {
+	for _, p := range []Proxy{k.running, k.stopping} {
+		if p != nil {
+			p.Hurry()
+		}
+	}
 }
 
 // tryLocked is the start in flight; if there is none, one is asked for. e.mu

@@ -25,12 +25,12 @@ const (
 	// Park is for a pod that the agent no longer names: connections end at
 	// once, capture stays in force. Remove or Forget follows.
 	Park
-	// Remove is for a pod that is gone: connections end at once, capture too.
+	// Remove is for a pod that is gone: what it opens is captured no more, open
+	// connections get their grace, and then nothing of capture is left.
 	// It may follow Park.
 	Remove
-	// Forget follows Park only: another proxy has taken over the namespace, or
-	// the process ends. What Park kept is let go, and capture left alone, for
-	// the other or the next.
+	// Forget follows Park only: another proxy has taken over the namespace.
+	// What Park kept is let go, and capture left alone: it is the other's.
 	Forget
 )
 
@@ -54,6 +54,9 @@ func (m StopMode) String() string {
 type Proxy interface {
 	// Stop returns when the proxy has stopped. An error is only logged.
 	Stop(StopMode) error
+	// Hurry has a Stop under way, or to come, give no more grace. It does not
+	// block.
+	Hurry()
 	// Health says why the pod is not captured as it should be; nil if it is.
 	// It is asked every two seconds and must not block.
 	Health() error

@@ -235,9 +235,10 @@ func TestAddDeleteAddWaitsForTheRemoval(t *testing.T) {
 		s.snapshot()
 		s.slow = make(chan struct{})
 		s.del("a")
-		// Were it started now, the removal would take its capture away.
+		// Were it started now, the removal would take its capture away; so that is
+		// to be over soon.
 		s.handle("failure to start proxy : it takes longer than 4 s and goes on", addRequest("a", ownNS(t)))
-		s.want(t, "start a, remove a", "active 0 pending 1 started 1 stopped 0 ready false [ns/n-a]")
+		s.want(t, "start a, remove a, hurry a", "active 0 pending 1 started 1 stopped 0 ready false [ns/n-a]")
 		close(s.slow)
 		synctest.Wait()
 		s.want(t, "start a", "active 1 pending 0 started 2 stopped 1 ready true []")

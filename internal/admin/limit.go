@@ -117,9 +117,7 @@ func (c *conn) Write(b []byte) (written int, err error) {
 }
 
 func (c *conn) put(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.gate.take)); err != nil {
-		return 0, err
-	}
+	c.SetWriteDeadline(time.Now().Add(c.gate.take))
 	return c.TCPConn.Write(b)
 }
 

@@ -24,8 +24,7 @@ type Output struct {
 
 var _ io.Writer = (*Output)(nil)
 
-// NewOutput is an output with no line yet.
-func NewOutput() *Output { return &Output{more: make(chan struct{})} }
+func newOutput() *Output { return &Output{more: make(chan struct{})} }
 
 // Write takes a piece of output.
 func (o *Output) Write(b []byte) (int, error) {

@@ -27,8 +27,7 @@ type Workload struct {
 	ServiceAccount        string                       `json:"serviceAccount"`
 	TrustDomain           string                       `json:"trustDomain"`
 	IPs                   []netip.Addr                 `json:"workloadIps"`
-	Hostname              string                       `json:"hostname,omitempty"` // to be looked up, without IPs
-	Protocol              string                       `json:"protocol"`           // HBONE or TCP
+	Protocol              string                       `json:"protocol"` // HBONE or TCP
 	Node                  string                       `json:"node"`
 	WorkloadName          string                       `json:"workloadName"`
 	WorkloadType          string                       `json:"workloadType"`

@@ -73,6 +73,9 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		err = p.warm(ctx)
 	}
 	if err == nil {
+		err = captured.OnEnd(capture.Endings{Idle: p.proxy.Retire, Severed: p.proxy.Sever})
+	}
+	if err == nil {
 		err = captured.Enable(ctx)
 	}
 	if err != nil {
@@ -204,8 +207,13 @@ func (p *podProxy) letGo() {
 // pod is no longer ours to capture.
 func (p *podProxy) Stop(mode inpod.StopMode) error {
 	var grace time.Duration
-	if mode == inpod.Drain {
+	if mode == inpod.Drain || mode == inpod.Remove {
 		grace = p.node.cfg.Drain
+	}
+	if mode == inpod.Remove {
+		if err := p.capture.Leave(); err != nil { // Remove meets the same
+			logs.Target(p.node.logger, "capture").Warn("new connections of a removed pod wait", slog.String("error", err.Error()))
+		}
 	}
 	p.quiet.Do(func() { p.silence(grace) })
 	switch mode {
@@ -217,6 +225,13 @@ func (p *podProxy) Stop(mode inpod.StopMode) error {
 	default: // Drain, and Forget: whoever comes next finds the pod captured
 		p.letGo()
 		return p.capture.Release()
+	}
+}
+
+// Hurry has a Stop wait for connections no longer.
+func (p *podProxy) Hurry() {
+	if p.proxy != nil {
+		p.proxy.Hurry()
 	}
 }
 
