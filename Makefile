@@ -27,7 +27,7 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-istiod nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build test test-istiod conform nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test-istiod: ## the proxy under Istio's own control plane and node agent (root)
 # What takes longer than a change should wait for. docs/compat.md says when it ran last.
 nightly: ## variables ignored one by one under the tests of whole processes (root)
 	ZTUNNEL_TESTS_NIGHTLY=1 $(GO_TEST) -count=1 -v -timeout 30m -run TestATestFailsForEachVariableThatIsIgnored ./test/variables
+
+conform: build ## play test/conform's scenarios against BIN (bin/ztunnel), with the arguments ARGS (root)
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/conform/cmd/conform
+	bin/conform -bin $(or $(BIN),bin/ztunnel) $(ARGS)
 
 demo: build ## two nodes and their pods in namespaces, traffic through both proxies, each claim checked (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/demo

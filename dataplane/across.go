@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"context"
+	"io"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
@@ -47,7 +48,7 @@ func (p *Proxy) connectAcross(ctx context.Context, f *forwarding) (relay.Conn, e
 }
 
 // tunnelWithin makes the inner tunnel, which is ours from then on.
-func (p *Proxy) tunnelWithin(ctx context.Context, f *forwarding, outer *hbone.Stream) (*hbone.Tunnel, func(), error) {
+func (p *Proxy) tunnelWithin(ctx context.Context, f *forwarding, outer hbone.Stream) (*hbone.Tunnel, func(), error) {
 	bundle, err := p.certificate(ctx, f.source.Identity())
 	if err != nil {
 		return nil, nil, &identityError{err}
@@ -68,9 +69,12 @@ func (p *Proxy) tunnelWithin(ctx context.Context, f *forwarding, outer *hbone.St
 
 // across is the only stream of an inner tunnel, which ends after it.
 type across struct {
-	*hbone.Stream
+	hbone.Stream
 	tunnel *hbone.Tunnel
 }
+
+// WriteTo is the stream's.
+func (a *across) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, a.Stream) }
 
 // Close lets the tunnel end once it has sent what the stream has left it.
 func (a *across) Close() error {

@@ -33,7 +33,7 @@ func (n *lan) tunnel(account, host string) *hbone.Tunnel {
 	return tunnel
 }
 
-func open(t *testing.T, tunnel *hbone.Tunnel, authority string) (*hbone.Stream, error) {
+func open(t *testing.T, tunnel *hbone.Tunnel, authority string) (hbone.Stream, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -42,7 +42,7 @@ func open(t *testing.T, tunnel *hbone.Tunnel, authority string) (*hbone.Stream, 
 }
 
 // sayIn is say on a stream.
-func sayIn(t *testing.T, s *hbone.Stream, text string) {
+func sayIn(t *testing.T, s hbone.Stream, text string) {
 	t.Helper()
 	if _, err := io.WriteString(s, text); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestADrainLetsConnectionsEnd(t *testing.T) {
 	}
 	var refused error
 	eventually(t, "the tunnel takes no more streams", func() bool {
-		var s *hbone.Stream
+		var s hbone.Stream
 		if s, refused = open(t, tunnel, "10.0.0.2:8080"); refused == nil {
 			s.Reset()
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -65,6 +66,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 	opts, seen := p.witnessed()
 	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), hbone.ServerConfig{
 		Settings: p.cfg.Settings,
+		Engine:   p.shared.Engine,
 		Handler:  func(r *hbone.Connect) { p.serveConnect(c, r) },
 		Identity: mtls.PeerIdentity,
 	})
@@ -176,6 +178,8 @@ type tunnelled struct {
 
 func (t tunnelled) waiting() context.Context { return t.conn.Context() }
 
+func (t tunnelled) end() {}
+
 func (t tunnelled) refuse(err error) {
 	status := http.StatusServiceUnavailable
 	if denied := (*rbac.DeniedError)(nil); errors.As(err, &denied) || errors.Is(err, live.ErrPolicyChange) {
@@ -194,13 +198,16 @@ func (t tunnelled) accept(ctx context.Context) (relay.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := s.(relay.Joiner); ok {
+		return s, nil // which knows itself what served is for
+	}
 	return served{s, ctx}, nil
 }
 
 // served is a stream that ends by CANCEL if it is we who end it (contract
 // 5.5), and by CONNECT_ERROR if the application does.
 type served struct {
-	*hbone.Stream
+	hbone.Stream
 	ctx context.Context // tells who ended the stream
 }
 
@@ -212,6 +219,9 @@ func (s served) Reset() {
 	s.Stream.Reset()
 }
 
+// WriteTo is the stream's.
+func (s served) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, s.Stream) }
+
 func (p *Proxy) reject(log *slog.Logger, r *hbone.Connect, status int) {
 	if err := r.Reject(status); err != nil {
 		log.Debug("peer did not take the answer", slog.Int("status", status), slog.String("error", err.Error()))
@@ -221,10 +231,9 @@ func (p *Proxy) reject(log *slog.Logger, r *hbone.Connect, status int) {
 // plaintext serves one connection to port 15006 (contract 5.7).
 func (p *Proxy) plaintext(c *capture.Conn) {
 	p.shared.Reporter.SocketOpened(report.Destination)
-	defer p.shared.Reporter.SocketClosed(report.Destination)
-	defer c.Close()
-
+	closed := func() { p.shared.Reporter.SocketClosed(report.Destination) }
 	deny := func(err error) {
+		defer closed()
 		abort(c)
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
 	}
@@ -246,11 +255,16 @@ func (p *Proxy) plaintext(c *capture.Conn) {
 			Destination: local,
 			Service:     route.GuessService(p.view, local, route.Services(p.view, local), "", c.Dst.Port()),
 		},
-	}, plain{c})
+	}, plain{c, closed})
 }
 
 // plain is the client's end of an arrival without a tunnel.
-type plain struct{ conn *capture.Conn }
+type plain struct {
+	conn   *capture.Conn
+	closed func() // takes back what was counted when it was accepted
+}
+
+func (c plain) end() { c.closed() }
 
 // waiting never ends: nothing is read from the client yet, so nobody knows.
 func (c plain) waiting() context.Context { return context.Background() }
@@ -294,15 +308,18 @@ type caller interface {
 	waiting() context.Context // ends when the caller has gone before it was told
 	refuse(error)
 	accept(context.Context) (relay.Conn, error) // the context is that of the connection
+	end()                                       // when nothing is left of it
 }
 
 // arrive is what both kinds of inbound connections have in common: admit,
 // deliver, answer, relay, report (contract 5.2 steps 6 to 9).
 func (p *Proxy) arrive(a arrival, from caller) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
-	defer cancel(nil)
+	end := func() {
+		cancel(nil)
+		from.end()
+	}
 	answered := context.AfterFunc(from.waiting(), func() { cancel(p.whyGone()) })
-	defer answered()
 	rep := p.shared.Reporter.Open(a.report)
 	local, err := p.awaitPolicies(ctx, a.local)
 	if err != nil {
@@ -314,18 +331,24 @@ func (p *Proxy) arrive(a arrival, from caller) {
 		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: local, Service: a.host,
 	}, cancel)
 	if err != nil {
+		answered()
 		from.refuse(err)
 		rep.Close(report.FlagDeny, err)
+		end()
 		return
 	}
-	defer entry.Done()
 	client, application, err := p.deliver(ctx, a, from)
 	answered() // from now on copying finds out what becomes of either end, and why
 	if err != nil {
 		rep.Close(endOf(ctx, err))
+		entry.Done()
+		end()
 		return
 	}
-	rep.Close(p.relay(ctx, client, application, rep))
+	p.relay(ctx, client, application, rep, func() {
+		entry.Done()
+		end()
+	})
 }
 
 // whyGone is why a caller ended before it was answered: because of us, or of

@@ -35,18 +35,18 @@ import (
 
 func (p *Proxy) outbound(c *capture.Conn) {
 	p.shared.Reporter.SocketOpened(report.Source)
-	defer p.shared.Reporter.SocketClosed(report.Source)
-	defer c.Close()
-
 	trace := newTrace()
 	log := logs.Span(p.logFor(targetOutbound), "outbound", slog.Any("id", logs.Bare(trace.id)))
 	p.send(log, c, trace)
 }
 
-// send is what becomes of a connection once it is known where it is going.
+// send is what becomes of a connection once it is known where it is going. It
+// returns at the end of the connection, or when others carry it.
 func (p *Proxy) send(log *slog.Logger, c *capture.Conn, trace trace) {
+	closed := func() { p.shared.Reporter.SocketClosed(report.Source) }
 	source, out, err := p.decide(log, c)
 	if err != nil {
+		defer closed()
 		abort(c)
 		p.shared.Reporter.Denied(report.Early{Reporter: report.Source, Src: c.Peer, Dst: c.Dst, Err: err})
 		return
@@ -56,9 +56,9 @@ func (p *Proxy) send(log *slog.Logger, c *capture.Conn, trace trace) {
 	}
 
 	ctx, cancel := context.WithCancelCause(p.ctx)
-	defer cancel(nil)
 	p.forward(ctx, &forwarding{
 		conn: c, source: source, out: out, trace: trace, log: log, cancel: cancel, report: outboundReport(c, source, out),
+		closed: closed,
 	})
 }
 
@@ -102,6 +102,7 @@ type forwarding struct {
 	trace  trace
 	log    *slog.Logger
 	cancel context.CancelCauseFunc // ends it
+	closed func()                  // takes back what was counted when it was accepted
 
 	out    route.Outcome // these three change when it is retried
 	report report.Params
@@ -114,7 +115,6 @@ type forwarding struct {
 // far end is known only then (contract 3.1 step 5).
 func (p *Proxy) forward(ctx context.Context, f *forwarding) {
 	p.attempt(f)
-	defer func() { f.done() }()
 	var rep *report.Conn
 	if f.out.Kind != route.DoubleTunnel && !f.out.Rivals {
 		rep = p.shared.Reporter.Open(f.report)
@@ -126,10 +126,17 @@ func (p *Proxy) forward(ctx context.Context, f *forwarding) {
 	if err != nil {
 		abort(f.conn)
 		rep.Close(outboundFailure(ctx, err))
+		f.end()
 		return
 	}
-	defer upstream.Close()
-	rep.Close(p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep))
+	p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep, f.end)
+}
+
+// end is when nothing is left of a connection.
+func (f *forwarding) end() {
+	f.done()
+	f.cancel(nil)
+	f.closed()
 }
 
 func (p *Proxy) connect(ctx context.Context, f *forwarding) (relay.Conn, error) {
@@ -152,7 +159,7 @@ func (p *Proxy) connect(ctx context.Context, f *forwarding) (relay.Conn, error) 
 
 // openStream asks the next hop for the connection, over a tunnel that others
 // may share.
-func (p *Proxy) openStream(ctx context.Context, f *forwarding) (*hbone.Stream, error) {
+func (p *Proxy) openStream(ctx context.Context, f *forwarding) (hbone.Stream, error) {
 	key := hbone.Key{
 		Local:  f.source.Identity(),
 		Expect: joinIDs(f.out.Expect),
@@ -195,16 +202,22 @@ func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, er
 	}, nil
 }
 
-// relay copies between the two ends, counting as it goes.
-func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn) (report.Flag, error) {
-	err := relay.Copy(ctx, client, upstream, relay.Counts{
+// relay has bytes carried between the two ends, counted as they go, and tells
+// what became of it. It returns at the end, or when an event loop carries them;
+// ended is called at the end.
+func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn, ended func()) {
+	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
+	relay.Carry(ctx, client, upstream, relay.Counts{
 		Sent:     rep.AddReceived, // metrics take the server's view: what the client sends is received
 		Received: rep.AddSent,
+	}, func(err error) {
+		defer p.conns.Done()
+		if err != nil && ctx.Err() == nil && p.severed.Load() {
+			err = ErrSevered
+		}
+		rep.Close(endOf(ctx, err))
+		ended()
 	})
-	if err != nil && ctx.Err() == nil && p.severed.Load() {
-		err = ErrSevered
-	}
-	return endOf(ctx, err)
 }
 
 // idSeparator joins identities to a part of a pool's key.

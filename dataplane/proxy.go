@@ -28,6 +28,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
@@ -119,6 +120,9 @@ type Shared struct {
 	Used    func(names []string)
 	Metrics *Metrics // nil: waits are not counted
 	Logger  *slog.Logger
+	// Engine carries tunnels and their connections on event loops; nil:
+	// goroutines do (TLS_ENGINE=std).
+	Engine *engine.Engine
 }
 
 /* The life of a proxy
@@ -192,6 +196,7 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 		Dial:        p.dialTunnel,
 		TLS:         p.handshake,
 		Settings:    cfg.Settings,
+		Engine:      shared.Engine,
 		MaxStreams:  cfg.MaxStreams,
 		IdleTimeout: cfg.IdleTimeout,
 		Logger:      shared.Logger,

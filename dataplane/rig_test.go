@@ -303,7 +303,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 	equip(&sockets)
 	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, sockets, Shared{
 		Store: n.store, Certs: p.certs, Lookup: lookup, Balance: n.balance,
-		Demand: n.demand, Metrics: NewMetrics(p.registry.Registerer()),
+		Engine: theEngine, Demand: n.demand, Metrics: NewMetrics(p.registry.Registerer()),
 		Reporter: report.New(report.NewMetrics(p.registry), logger),
 		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
 	})

@@ -25,13 +25,12 @@ const socksWait = 10 * time.Second
 // leaves the pod.
 func (p *Proxy) socks(c *capture.Conn) {
 	p.shared.Reporter.SocketOpened(report.Source)
-	defer p.shared.Reporter.SocketClosed(report.Source)
-	defer c.Close()
-
 	trace := newTrace()
 	log := logs.Span(p.logFor(targetSOCKS), "socks5", slog.Any("id", logs.Bare(trace.id)))
 	dst, err := p.negotiate(c)
 	if err != nil {
+		p.shared.Reporter.SocketClosed(report.Source)
+		_ = c.Close() // the first error is the one to tell
 		log.Warn(fmt.Sprintf("failed to negotiate socks connection: %v", err))
 		return
 	}

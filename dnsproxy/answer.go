@@ -178,12 +178,6 @@ func (s *Server) send(q *query, m *dns.Msg) []byte {
 	return failure(q.msg, dns.RcodeServerFailure)
 }
 
-// domainName is logged bare, as names are in the reference's log.
-type domainName string
-
-// String is the name.
-func (d domainName) String() string { return string(d) }
-
 // record writes the access line (contract 11.8).
 func (s *Server) record(q *query, result string, endpoints int) {
 	if !s.access.Enabled(s.ctx, slog.LevelDebug) {
@@ -192,8 +186,8 @@ func (s *Server) record(q *query, result string, endpoints int) {
 	s.access.LogAttrs(s.ctx, slog.LevelDebug, "",
 		slog.String("src.workload", q.client.Name),
 		slog.String("src.namespace", q.client.Namespace),
-		slog.Any("query", dns.Type(q.qtype)),
-		slog.Any("domain", domainName(q.name)),
+		slog.String("query", dns.Type(q.qtype).String()),
+		slog.String("domain", q.name),
 		slog.String("result", result),
 		slog.Int("endpoints", endpoints))
 }

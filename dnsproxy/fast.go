@@ -238,9 +238,14 @@ func (s *Server) keepFor(q *query, m *dns.Msg, failed bool, k *kept) {
 	if !ok || q.protocol != "udp" || q.on != s.ground() {
 		return
 	}
+	if k.expires.IsZero() && s.shelf.get(p.key, q.on) != nil {
+		return // too long for this query, but there
+	}
 	c := *m
 	c.Compress = false
-	k.length = c.Len()
+	if k.length = c.Len(); k.length > maxUDPLimit {
+		return // no query by UDP has it whole
+	}
 	c.Compress = true
 	packed, err := c.Pack()
 	if err != nil || len(packed) < headerLen+len(p.key) || !bytes.Equal(packed[headerLen:headerLen+len(p.key)], p.key) {
@@ -278,7 +283,7 @@ func (s *Server) keepForwarded(q *query, m *dns.Msg, got reply, labels labelSet)
 // whether it could.
 func (k *kept) layout(question int) bool {
 	h, ok := parseHeader(k.packed)
-	if !ok || k.packed[10] != 0 || k.packed[11] > 100 || len(k.packed) > plainUDPLimit {
+	if !ok || k.packed[10] != 0 || k.packed[11] > 100 {
 		return false
 	}
 	off := headerLen + question

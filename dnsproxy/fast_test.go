@@ -412,3 +412,31 @@ func TestTheShelfIsBounded(t *testing.T) {
 		t.Errorf("%d bytes are counted, %d are there", s.shelf.bytes, sum)
 	}
 }
+
+// TestAnAnswerTooLongForAQueryIsKeptOnce has one that fits with TCP's or a
+// large OPT's limit only.
+func TestAnAnswerTooLongForAQueryIsKeptOnce(t *testing.T) {
+	m := new(memory)
+	s := shortWay(m)
+	defer func() { s.Close(); m.work.Wait() }()
+	b, err := question("many", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.handle(s.ctx, b, "udp")
+	p, _ := readPlain(b)
+	kept := s.shelf.byKey[string(p.key)]
+	var w scratch
+	for range 3 {
+		if s.quick(b, &w) != nil {
+			t.Fatal("256 addresses in 4096 bytes")
+		}
+		s.handle(s.ctx, b, "udp")
+	}
+	if kept == nil || s.shelf.byKey[string(p.key)] != kept {
+		t.Error("it was not kept, or kept again")
+	}
+	if !same(t, s, again(p, 1, bitRD, optRecord(65535, 0))) {
+		t.Error("with a large OPT it takes the long way")
+	}
+}

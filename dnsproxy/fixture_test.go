@@ -192,11 +192,14 @@ func (r *rig) raw(protocol string, packet []byte) []byte {
 	}
 	write(packet)
 	write(marker)
-	// By UDP the two are handled side by side: the one that comes second is
-	// awaited a little, if it might still come.
+	// By UDP the two are handled side by side: when the mark's answer is there
+	// and nothing is in hand, the other's is there too, if there is one.
 	var answer []byte
 	for answers := 0; ; answers++ {
 		if answers == 1 && protocol == "udp" && answer == nil {
+			for r.server.packets.Load() > 0 {
+				time.Sleep(time.Millisecond)
+			}
 			c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 		}
 		b, err := read()

@@ -181,6 +181,32 @@ func TestAnswersAreKeptForTheirTime(t *testing.T) {
 	})
 }
 
+// TestPodsShareNoAnswers has two pods ask the same, of which one may not know
+// what the other was told.
+func TestPodsShareNoAnswers(t *testing.T) {
+	leak.Check(t)
+	up := fakeUpstream(t, world)
+	source := NewSource(ResolvConf{Nameservers: []netip.AddrPort{up.addr}, Timeout: 20 * time.Second, Attempts: 1})
+	for pod := range 2 {
+		r := start(t, Config{Source: source})
+		for range 3 {
+			if got := show(r.ask("udp", question("www.example.org", dns.TypeA))); got != "NOERROR ra www.example.org./A/192.0.2.1" {
+				t.Error(got)
+			}
+		}
+		if n := up.udp.Load(); n != int64(pod+1) {
+			t.Errorf("after pod %d upstream was asked %d times", pod+1, n)
+		}
+	}
+	none := start(t, Config{Source: source, Cache: -1})
+	for range 3 {
+		none.ask("udp", question("www.example.org", dns.TypeA))
+	}
+	if n := up.udp.Load(); n != 5 {
+		t.Errorf("without a cache upstream was asked %d times, want 5", n)
+	}
+}
+
 func TestQueriesInFlightAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{delay: func(netip.AddrPort) time.Duration { return -1 }}

@@ -194,6 +194,11 @@ func (s *Server) Drain(ctx context.Context) error {
 	return err
 }
 
+// lastQueries is how long datagrams are read on after the end was decided: what
+// the kernel had already taken in would else be lost, and its sender waits for
+// seconds before he asks again.
+const lastQueries = 20 * time.Millisecond
+
 // stopReading ends all reading; answers may still be written. It reports
 // whether the server was serving.
 func (s *Server) stopReading() bool {
@@ -207,7 +212,7 @@ func (s *Server) stopReading() bool {
 		l.Close()
 	}
 	for _, pc := range s.pcs {
-		if err := pc.SetReadDeadline(longAgo()); err != nil {
+		if err := pc.SetReadDeadline(time.Now().Add(lastQueries)); err != nil {
 			pc.Close() // cannot be woken otherwise
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 
@@ -178,14 +179,11 @@ func (p *Pod) SetAddresses(addrs []netip.Addr) error {
 // forgetAddresses deletes the entries that gone says are.
 func (n *Node) forgetAddresses(gone func(redirectOwnKey) bool) error {
 	m := n.maps[redirectMapAddresses]
-	var key redirectOwnKey
-	var value uint32
-	var stale []redirectOwnKey
-	for it := m.Iterate(); it.Next(&key, &value); {
-		if gone(key) {
-			stale = append(stale, key)
-		}
+	keys, err := allKeys[redirectOwnKey, uint32](m)
+	if err != nil {
+		return err
 	}
+	stale := slices.DeleteFunc(keys, func(k redirectOwnKey) bool { return !gone(k) })
 	for _, k := range stale {
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err

@@ -71,6 +71,7 @@ type Options struct {
 // A Node has the programs and maps that all pods of a node share. Its methods
 // may be called by several goroutines.
 type Node struct {
+	options    Options
 	dir        string // PinDir/v<ABI>
 	spec       *ebpf.CollectionSpec
 	maps       map[string]*ebpf.Map // the shared ones, by name
@@ -120,6 +121,9 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	spec.Maps[mapOwners] = ownersSpec(spec.Maps[redirectMapEnrolled].MaxEntries)
+	// A sockmap takes no types. The kernel would refuse them, and the library try
+	// again without, after the 20 ms that it takes to free what was begun.
+	spec.Maps[redirectMapListeners].Key, spec.Maps[redirectMapListeners].Value = nil, nil
 	if err := spec.Variables[redirectVarHost].Set(o.HostCookie); err != nil {
 		return nil, fmt.Errorf("set host cookie: %w", err)
 	}
@@ -128,15 +132,15 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	defer unlock()
-	n := &Node{dir: dir, spec: spec, maps: map[string]*ebpf.Map{}}
-	if err := n.open(o); err != nil {
+	n := &Node{options: o, dir: dir, spec: spec, maps: map[string]*ebpf.Map{}}
+	if err := n.open(); err != nil {
 		n.Close()
 		return nil, err
 	}
 	return n, nil
 }
 
-func (n *Node) open(o Options) error {
+func (n *Node) open() error {
 	for _, name := range sharedMaps() {
 		m, err := openMap(n.dir, name, n.spec.Maps[name])
 		if err != nil {
@@ -151,29 +155,7 @@ func (n *Node) open(o Options) error {
 	if err := n.takeGeneration(); err != nil {
 		return err
 	}
-	names := make([]string, 0, len(hooks()))
-	for _, h := range hooks() {
-		names = append(names, h.program)
-	}
-	programs, err := n.load(n.spec, names, n.maps)
-	if err != nil {
-		return err
-	}
-	defer closePrograms(programs)
-	for _, h := range hooks() {
-		at := o.CgroupRoot
-		if h.program == redirectProgProbe && o.ProbeCgroup != "" {
-			at = o.ProbeCgroup
-		}
-		l, err := attachCgroup(filepath.Join(n.dir, h.program), at, h.attach, programs[h.program])
-		if err != nil {
-			return err
-		}
-		n.links = append(n.links, l)
-	}
-	n.probe = programs[redirectProgProbe]
-	delete(programs, redirectProgProbe)
-	return nil
+	return n.attachLocked(hooks())
 }
 
 // AttachProbe moves the program that announces probes to another cgroup, if it

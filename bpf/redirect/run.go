@@ -4,6 +4,7 @@ package redirect
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -96,10 +97,9 @@ func clearMap(path string) error {
 		return fmt.Errorf("open pin %s: %w", path, err)
 	}
 	defer m.Close()
-	var key, value uint64
-	var keys []uint64
-	for it := m.Iterate(); it.Next(&key, &value); {
-		keys = append(keys, key)
+	keys, err := allKeys[uint64, uint64](m)
+	if err != nil {
+		return fmt.Errorf("read pin %s: %w", path, err)
 	}
 	for _, k := range keys {
 		if err := m.Delete(k); err != nil {
@@ -107,4 +107,23 @@ func clearMap(path string) error {
 		}
 	}
 	return nil
+}
+
+// allKeys are those of a hash map, read many at a time: with two calls for each,
+// a node of hundreds of pods would spend most of its start here.
+func allKeys[K, V any](m *ebpf.Map) ([]K, error) {
+	const many = 1024 // more than any bucket has
+	keys, values := make([]K, many), make([]V, many)
+	var cursor ebpf.MapBatchCursor
+	var all []K
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		all = append(all, keys[:n]...)
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // the end
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }

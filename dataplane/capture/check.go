@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -98,7 +99,7 @@ func (p *Pod) verify(ctx context.Context) error {
 	}
 	if p.tier == TierEBPF {
 		p.node.events.repaired.Add(1)
-		if repair := p.follow(); repair != nil {
+		if repair := p.repair(); repair != nil {
 			err = errors.Join(err, repair)
 		} else {
 			err = p.check(ctx)
@@ -117,8 +118,10 @@ func (p *Pod) check(ctx context.Context) error {
 	if p.tier == TierIstioCNI {
 		return p.checkRedirect(ctx)
 	}
-	if err := p.follow(); err != nil {
-		return err
+	if p.proven { // else Add has just done it
+		if err := p.follow(); err != nil {
+			return err
+		}
 	}
 	sources := p.sources()
 	if len(sources) == 0 && !p.proven {
@@ -141,7 +144,7 @@ func (p *Pod) check(ctx context.Context) error {
 			return fmt.Errorf("DNS canary: %w", err)
 		}
 	}
-	return p.note(sweepCheck, p.sweep())
+	return p.node.sweeps.run(func() error { return p.note(sweepCheck, p.sweep()) })
 }
 
 // strangers makes sockets as an application of the pod would.
@@ -270,8 +273,37 @@ func (p *Pod) checkDNS(ctx context.Context, src netip.Addr) error {
 	return p.echo(c, canaryTimeout)
 }
 
+// A budget keeps what is dear to the node, the same for all pods, within a
+// small part of the time.
+type budget struct {
+	mu   sync.Mutex
+	next time.Time // guarded by mu; when it may be spent again
+}
+
+// sweepShare is one over the part of the time that sweeps may take: each walks
+// the table of all connections of the machine, whichever pod it is for.
+const sweepShare = 50
+
+// run calls fn unless it is too early for another call; then a later check does
+// it.
+func (b *budget) run(fn func() error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	began := time.Now()
+	if began.Before(b.next) {
+		return nil
+	}
+	err := fn()
+	now := time.Now()
+	b.next = now.Add(sweepShare * now.Sub(began))
+	return err
+}
+
 // rememberSockets notes which sockets are older than the enrolment.
 func (p *Pod) rememberSockets() error {
+	if n, err := tcpInUse(p.ns); err == nil && n == len(p.listeners)+len(p.dnsListeners) {
+		return nil // there are only our own: the usual case, found out for less
+	}
 	sockets, err := tcpSockets(p.ns, everyState, -1)
 	if err != nil {
 		return err

@@ -4,8 +4,10 @@ package capture
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,4 +55,31 @@ func FuzzParseSocket(f *testing.F) {
 			t.Error("read more than there is")
 		}
 	})
+}
+
+func TestSocketsOfANamespaceAreCounted(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("a")
+	for want := range 3 {
+		if n, err := tcpInUse(pod.NS()); n != want || err != nil {
+			t.Errorf("%d sockets, %v; want %d", n, err, want)
+		}
+		l, err := pod.Listen("tcp", []string{"127.0.0.1:0", "[::1]:0", "[::]:0"}[want])
+		must(t, err)
+		t.Cleanup(func() { l.Close() })
+	}
+}
+
+func TestWhatIsDearIsDoneSeldom(t *testing.T) {
+	var b budget
+	done := 0
+	work := func() error { done++; time.Sleep(5 * time.Millisecond); return errors.New("done") }
+	if err := b.run(work); err == nil {
+		t.Error("its error is lost")
+	}
+	must(t, b.run(work)) // it is too early
+	b.next = time.Now()
+	if err := b.run(work); err == nil || done != 2 {
+		t.Errorf("it was done %d times, %v", done, err)
+	}
 }

@@ -41,6 +41,8 @@ type Node struct {
 	ending map[*Pod]struct{}   // guarded by mu; those that want to hear of their listeners' end
 	known  map[uint64]struct{} // guarded by mu; namespaces added in this process, by cookie, until their capture is removed
 
+	sweeps budget
+
 	stop   context.CancelFunc
 	upkeep sync.WaitGroup // two goroutines; end when stop is called
 	close  sync.Once
@@ -118,10 +120,23 @@ func (n *Node) load() error {
 func (n *Node) keepUp(ctx context.Context) {
 	tick := time.NewTicker(upkeepInterval)
 	defer tick.Stop()
+	look := time.NewTicker(successionInterval)
+	defer look.Stop()
+	said := "" // once, not every second
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-look.C:
+			text := ""
+			if err := n.reattach(); err != nil {
+				text = err.Error()
+			}
+			if text != said && text != "" {
+				n.log.Warn("capture upkeep", slog.String("err", text))
+			}
+			said = text
+			continue
 		case <-tick.C:
 		}
 		gone, err := n.bpf.Collect()
@@ -129,10 +144,7 @@ func (n *Node) keepUp(ctx context.Context) {
 		if err == nil && n.cfg.ProbeScope == ProbeKubelet {
 			err = n.followKubelet()
 		}
-		if errors.Is(err, redirect.ErrReplaced) {
-			return // the newer process does it
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, redirect.ErrReplaced) { // the newer process does it
 			n.log.Warn("capture upkeep", slog.Any("err", err))
 		}
 	}

@@ -61,6 +61,7 @@ type Pod struct {
 	health  error             // guarded by mu
 	last    [checkKinds]Check // guarded by mu; zero: not made yet
 	vacated bool              // guarded by mu; see Vacate
+	since   time.Time         // guarded by mu; when we saw that another process has the pod; zero: it has not
 
 	stop    context.CancelFunc
 	running context.Context // ends with stop
@@ -252,6 +253,7 @@ func (p *Pod) keepChecking(ctx context.Context) {
 			return
 		case <-succession.C:
 			p.takeBack()
+			p.lookAfter()
 			continue
 		case <-tick.C:
 		}

@@ -96,6 +96,9 @@ func (p *Pod) takeBack() {
 	if p.vacated || !p.replaced() {
 		return
 	}
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
 	if served, err := p.steer.Served(redirect.SlotOutbound); err != nil || served {
 		return
 	}
@@ -103,6 +106,7 @@ func (p *Pod) takeBack() {
 		p.node.log.Warn("take back a pod", slog.String("pod", p.name()), slog.Any("err", err))
 		return
 	}
+	p.since = time.Time{}
 	p.node.events.takenBack.Add(1)
 	p.node.log.Warn("took a pod back: the process that had taken it over is gone", slog.String("pod", p.name()))
 }
@@ -132,11 +136,23 @@ func (p *Pod) Vacate(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, vacateLimit)
 	defer cancel()
-	const enough = 2 // a packet may have been between lookup and queue in the first
+	errs = append(errs, p.awaitQuiet(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("vacate pod %s: %w", p.name(), err)
+	}
+	return nil
+}
+
+// awaitQuiet returns when nothing waits in the queues, or ctx ends.
+func (p *Pod) awaitQuiet(ctx context.Context) error {
+	const enough = 2 // looks: a packet may have been between lookup and queue in the first
 	for idle := 0; idle < enough; {
 		waiting, err := p.isAwaited()
+		if err == nil && !waiting && idle == enough-1 && !p.isLong() {
+			waiting, err = halfOpen(p.ns)
+		}
 		if err != nil {
-			return fmt.Errorf("vacate pod %s: %w", p.name(), errors.Join(append(errs, err)...))
+			return err
 		}
 		if idle++; waiting {
 			idle = 0
@@ -144,13 +160,18 @@ func (p *Pod) Vacate(ctx context.Context) error {
 		select {
 		case <-time.After(vacateStep):
 		case <-ctx.Done():
-			idle = enough
+			return nil
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("vacate pod %s: %w", p.name(), err)
-	}
 	return nil
+}
+
+// isLong says whether another process has served the pod for so long that no
+// handshake can be left that began with us. To look for one is dear.
+func (p *Pod) isLong() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.since.IsZero() && time.Since(p.since) > vacateLimit
 }
 
 // turnAway has the kernel give queries to the other process: a socket that is
@@ -188,7 +209,7 @@ func (p *Pod) isAwaited() (bool, error) {
 			return n > 0, err
 		}
 	}
-	return halfOpen(p.ns)
+	return false, nil
 }
 
 // backlog is how many connections wait to be accepted.
@@ -215,7 +236,8 @@ func unread(c syscall.Conn) (n int, err error) {
 }
 
 // halfOpen says whether a handshake of the namespace waits for its last packet,
-// which may be for one of our listeners.
+// which may be for one of our listeners. It walks the table of all connections
+// of the machine.
 func halfOpen(ns *netns.NS) (bool, error) {
 	const synReceived = 3 // TCP_SYN_RECV
 	sockets, err := tcpSockets(ns, 1<<synReceived, -1)

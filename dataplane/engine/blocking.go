@@ -186,3 +186,6 @@ func (s *Stream) Close() error {
 	s.t.do(s.giveUp)
 	return nil
 }
+
+// Conn shows the stream as a net.Conn: see [wire.NetConn].
+func (s *Stream) Conn() net.Conn { return wire.NetConn(s, s.t.cfg.Local, s.t.cfg.Remote) }

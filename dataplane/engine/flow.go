@@ -44,6 +44,29 @@ func (s *Stream) delivered(n int) {
 	s.credit(int64(n))
 }
 
+// firstWindow is what a new stream's peer may send. Until it has seen our
+// SETTINGS that is the protocol's initial window, if ours is smaller (RFC 9113,
+// section 6.9.3).
+func (t *Tunnel) firstWindow() int64 {
+	if own := int64(t.set.StreamWindow); t.acknowledged || own > wire.InitialWindow {
+		return own
+	}
+	return wire.InitialWindow
+}
+
+// settingsSeen is the peer's acknowledgement: it has shrunk its windows, maybe
+// below zero.
+func (t *Tunnel) settingsSeen() {
+	if t.acknowledged {
+		return
+	}
+	less := t.firstWindow() - int64(t.set.StreamWindow)
+	t.acknowledged = true
+	for _, s := range t.streams {
+		s.recvWindow -= less
+	}
+}
+
 // obeyUpdate lets us send more.
 func (t *Tunnel) obeyUpdate(n int64) error {
 	if n < minUpdate { // more is bounded by what we sent, or it overflows the window

@@ -194,6 +194,7 @@ func (t *Tunnel) obeySettings(p []byte) error {
 		if len(p) > 0 {
 			return wire.Complaint(wire.FrameSize, "acknowledgement of SETTINGS with %d bytes", len(p))
 		}
+		t.settingsSeen()
 		return nil
 	}
 	if len(p)%6 != 0 {

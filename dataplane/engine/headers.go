@@ -162,6 +162,7 @@ func (t *Tunnel) request(b *wire.Block) error {
 		return t.spend(wire.CostReset)
 	}
 	t.serving++
+	s.request = b
 	t.cfg.Request(&Request{stream: s, Headers: b})
 	return nil
 }

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -37,20 +38,10 @@ import (
 // linger is package relay's, for the same reason.
 const linger = 5 * time.Second
 
-// A Join says what is joined with a stream. Its functions run on the loop.
-type Join struct {
-	FD     int          // a non-blocking stream socket, which is the joint's from then on
-	Client bool         // the socket is the client's, and the stream leads to its upstream
-	Counts relay.Counts // hears of bytes as they are delivered
-	// Done is called once, when both are closed: with nil, or why it was no
-	// success, as relay.Copy would say.
-	Done func(error)
-}
-
 // A joint is a stream and its socket.
 type joint struct {
 	s     *Stream
-	how   Join
+	how   relay.Join
 	src   reactor.Source
 	timer reactor.Timer // linger
 
@@ -61,38 +52,40 @@ type joint struct {
 	dark    bool // the socket has nothing more to say than it has said: no use in watching
 	broken  bool // one side is dead
 	over    bool
+
+	stop func() bool // takes back what watches how.Context
 }
 
-// A Joined is a stream with its socket, for whoever has to end it.
-type Joined struct{ j *joint }
-
-// Join carries bytes between s and a socket until both directions have ended.
-// It does not wait. If the engine has ended, Done is called before it returns.
-func (s *Stream) Join(how Join) Joined {
+// Join carries bytes between s and a socket until both directions have ended:
+// see [relay.Joiner].
+func (s *Stream) Join(how relay.Join) {
 	j := &joint{s: s, how: how}
 	if !s.t.do(j.begin) {
 		unix.Close(how.FD)
 		how.Done(wire.ErrClosed)
 	}
-	return Joined{j}
 }
 
-// Abort ends both sides for cause, which Done is told: RST for the socket, code
-// for the stream. It does nothing if they have ended.
-func (x Joined) Abort(cause error, code wire.Code) {
-	x.j.s.t.do(func() {
-		if x.j.over {
-			return
-		}
-		x.j.cause, x.j.broken = cause, true
-		x.j.s.release(code)
-		x.j.finish()
-	})
+// abort ends both sides because the context has ended: RST for the socket; for
+// the stream CANCEL if it was the peer's (contract 5.5), and else what a socket
+// that was reset would be.
+func (j *joint) abort() {
+	if j.over {
+		return
+	}
+	code := wire.ConnectError
+	if !j.s.t.client {
+		code = wire.Cancel
+	}
+	j.cause, j.broken = context.Cause(j.how.Context), true
+	j.s.release(code)
+	j.finish()
 }
 
 func (j *joint) begin() {
 	s := j.s
 	s.joint = j
+	j.watchContext()
 	if err := j.src.Watch(s.t.lane.loop, j.how.FD, reactor.Readable, j); err != nil {
 		j.cause, j.broken = err, true
 		s.release(wire.ConnectError)
@@ -110,6 +103,12 @@ func (j *joint) begin() {
 		j.lost(err, errors.As(err, &reset) && reset.Clean())
 	case s.recvEnded:
 		j.ended()
+	}
+}
+
+func (j *joint) watchContext() {
+	if ctx := j.how.Context; ctx != nil {
+		j.stop = context.AfterFunc(ctx, func() { j.s.t.do(j.abort) })
 	}
 }
 
@@ -396,11 +395,15 @@ func (j *joint) finish() {
 	j.over, j.inOver, j.outOver = true, true, true
 	j.s.t.lane.loop.Cancel(&j.timer)
 	j.src.Stop()
+	if j.stop != nil {
+		j.stop()
+	}
 	if j.broken { // RST; on a socket that is dead already it changes nothing
 		_ = unix.SetsockoptLinger(j.how.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	unix.Close(j.how.FD)
 	j.s.giveUp()
+	delete(j.s.t.orphans, j.s)
 	j.how.Done(j.cause)
 }
 

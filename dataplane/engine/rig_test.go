@@ -62,6 +62,17 @@ func within(t testing.TB) context.Context {
 // pair is a TCP connection over loopback.
 func pair(t testing.TB) (near, far *net.TCPConn) {
 	t.Helper()
+	a, b := loosePair(t)
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+	})
+	return a, b
+}
+
+// loosePair is a pair that others close.
+func loosePair(t testing.TB) (near, far *net.TCPConn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -75,10 +86,6 @@ func pair(t testing.TB) (near, far *net.TCPConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		a.Close()
-		b.Close()
-	})
 	return a.(*net.TCPConn), b.(*net.TCPConn)
 }
 
@@ -133,7 +140,7 @@ func (r *rig) joined(s *Stream, client bool) (app *net.TCPConn, done chan error,
 	app, inner := pair(r)
 	done = make(chan error, 1)
 	sent, received = new(int64), new(int64)
-	s.Join(Join{
+	s.Join(relay.Join{
 		FD: take(r, inner), Client: client,
 		Counts: relay.Counts{Sent: func(n int) { *sent += int64(n) }, Received: func(n int) { *received += int64(n) }},
 		Done:   func(err error) { done <- err },

@@ -32,8 +32,8 @@ type Request struct {
 }
 
 // OnGone has f called, on the loop, if the stream or its tunnel ends before the
-// answer. Only Config.Request may call it.
-func (r *Request) OnGone(f func()) { r.stream.onGone = f }
+// answer, with the reason. Only Config.Request may call it.
+func (r *Request) OnGone(f func(error)) { r.stream.onGone = f }
 
 // Accept answers 200, with a baggage header unless it is nil. If the stream has
 // ended meanwhile, that is what is found out from it.
@@ -43,7 +43,7 @@ func (r *Request) Accept(baggage *string) *Stream {
 		if s.responded || s.writeErr != nil {
 			return
 		}
-		s.responded, s.onGone = true, nil
+		s.responded, s.onGone, s.request = true, nil, nil
 		s.t.writeHeaders(s.id, wire.ResponseFields(200, baggage), false)
 	})
 	return s
@@ -62,7 +62,7 @@ func (r *Request) Reject(status int) {
 // reject answers and forgets s.
 func (s *Stream) reject(status int) {
 	t := s.t
-	s.responded, s.endSent, s.onGone = true, true, nil
+	s.responded, s.endSent, s.onGone, s.request = true, true, nil, nil
 	t.writeHeaders(s.id, wire.ResponseFields(status, nil), true)
 	if !s.recvEnded {
 		t.writeReset(s.id, wire.NoError)

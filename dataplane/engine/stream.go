@@ -47,14 +47,15 @@ type Stream struct {
 	joint    *joint
 	waits    *waits
 	answered func(wire.Response, error) // client: waits for the answer
-	onGone   func()                     // server: the request ended without one
+	request  *wire.Block                // server: until it is answered
+	onGone   func(error)                // server: the request ended without one
 }
 
 // newStream enters a stream.
 func (t *Tunnel) newStream(id uint32) *Stream {
 	s := &Stream{
 		t: t, id: id, opened: t.lane.loop.Now(),
-		recvWindow: int64(t.set.StreamWindow), sendWindow: t.peerWindow,
+		recvWindow: t.firstWindow(), sendWindow: t.peerWindow,
 	}
 	t.streams[id] = s
 	return s
@@ -148,7 +149,7 @@ func (s *Stream) broken(err error) {
 	s.answer(wire.Response{}, err)
 	if f := s.onGone; f != nil {
 		s.onGone = nil
-		f()
+		f(err)
 	}
 	if s.joint != nil {
 		s.joint.lost(err, clean)
@@ -229,4 +230,17 @@ func (s *Stream) sent(n int) {
 	s.sendWindow -= int64(n)
 	s.t.sendWindow -= int64(n)
 	s.t.budget.Earn(1)
+}
+
+// Tunnel is what the stream is in.
+func (s *Stream) Tunnel() *Tunnel { return s.t }
+
+// Window is how many bytes the peer takes on the stream as of now; it waits for
+// the loop.
+func (s *Stream) Window() (n int64) {
+	done := make(chan struct{})
+	if s.t.do(func() { n = s.sendWindow; close(done) }) {
+		<-done
+	}
+	return n
 }

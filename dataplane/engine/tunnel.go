@@ -42,9 +42,8 @@ type Config struct {
 	// Request takes the requests that arrive at a server. It runs on the loop
 	// and must not wait: see [Request].
 	Request func(*Request)
-	// Ended is told once, on the loop, why the tunnel ended; nil if nobody
-	// complained. It may be nil itself.
-	Ended func(error)
+	// Local and Remote are told to those who ask a stream for them.
+	Local, Remote net.Addr
 }
 
 // A Tunnel is one side of a tunnel. Its exported methods may be called from
@@ -76,13 +75,15 @@ type Tunnel struct {
 	busy    bool // Ready is at work, and looks after what it leaves
 
 	streams  map[uint32]*Stream
-	lastPeer uint32 // highest stream id of the peer that we have seen
-	refuse   uint32 // server: streams above it are not served; client: last id the peer serves
-	nextID   uint32 // client: id of the next stream
-	serving  int    // server: requests whose handler has not let go
+	orphans  map[*Stream]struct{} // closed, but joined with sockets that have not taken all
+	lastPeer uint32               // highest stream id of the peer that we have seen
+	refuse   uint32               // server: streams above it are not served; client: last id the peer serves
+	nextID   uint32               // client: id of the next stream
+	serving  int                  // server: requests whose handler has not let go
 
 	peerWindow   int64 // what the peer gives each new stream
 	peerSettings bool  // the peer's first SETTINGS have come
+	acknowledged bool  // the peer has seen ours
 	sendWindow   int64
 	recvWindow   int64
 	uncredited   int64
@@ -258,18 +259,17 @@ func (t *Tunnel) close() {
 		t.in.Wipe()
 		t.out.Wipe()
 	}
-	cause := t.cause
-	if benign(cause) {
-		cause = nil
-	}
-	if t.cfg.Ended != nil {
-		t.cfg.Ended(cause)
-	}
 	close(t.gone)
 }
 
-// Wait returns when the tunnel is gone.
-func (t *Tunnel) Wait() { <-t.gone }
+// Wait returns when the tunnel is gone, and why; nil if nobody complained.
+func (t *Tunnel) Wait() error {
+	<-t.gone
+	if benign(t.cause) {
+		return nil
+	}
+	return t.cause
+}
 
 // benign reports whether err is how a tunnel ends when nobody complains: it
 // was closed by either side.
@@ -317,6 +317,9 @@ func (t *Tunnel) remove(s *Stream) {
 		return
 	}
 	delete(t.streams, s.id)
+	if s.joint != nil && !s.joint.over {
+		t.orphan(s)
+	}
 	if t.client {
 		t.places.mu.Lock()
 		t.places.used--
@@ -325,19 +328,29 @@ func (t *Tunnel) remove(s *Stream) {
 	t.settle()
 }
 
+// orphan remembers a stream that is closed and not yet over.
+func (t *Tunnel) orphan(s *Stream) {
+	if t.orphans == nil {
+		t.orphans = map[*Stream]struct{}{}
+	}
+	t.orphans[s] = struct{}{}
+}
+
 // do runs f on the loop, and reports whether it will.
 func (t *Tunnel) do(f func()) bool { return t.lane.loop.Do(f) }
 
 // Close ends the tunnel with all its streams, and waits until it is gone.
 func (t *Tunnel) Close() {
-	if t.do(func() { t.end(wire.ErrClosed) }) {
-		t.Wait()
-	}
+	t.EndWith(wire.ErrClosed)
+	<-t.gone
 }
 
 // End ends the tunnel with all its streams, whose error then is a
 // [*wire.EndedError] with cause; the peer is told GOAWAY. It does not wait.
-func (t *Tunnel) End(cause error) { t.do(func() { t.end(&wire.EndedError{Cause: cause}) }) }
+func (t *Tunnel) End(cause error) { t.EndWith(&wire.EndedError{Cause: cause}) }
+
+// EndWith is [Tunnel.End] with cause itself as what the streams are told.
+func (t *Tunnel) EndWith(cause error) { t.do(func() { t.end(cause) }) }
 
 // newTunnel is a tunnel that is not on its loop yet.
 func (e *Engine) newTunnel(fd int, client bool, cfg Config) *Tunnel {

@@ -18,42 +18,19 @@ import (
 // maxInterim bounds the 1xx answers to one request.
 const maxInterim = 8
 
-// A Tunnel is our side of a tunnel that we made. [Pool] shares tunnels among
-// user connections; a tunnel within a tunnel (contract 4.9) is used alone.
-type Tunnel struct {
+// A goTunnel is a client's tunnel that goroutines carry.
+type goTunnel struct {
 	c       *conn
 	max     int // streams that we open at once, whatever the peer allows
 	running sync.WaitGroup
+	err     error // how it ended; set before running is done
 }
 
-// NewTunnel makes a tunnel over nc, which is the tunnel's from then on: TLS with
-// cfg (plain if nil, for tests) within the handshake's time and ctx, then
-// HTTP/2. It does not wait for the peer's SETTINGS (contract 4.7). A
-// handshake that fails is a [*TLSError].
-func NewTunnel(ctx context.Context, nc net.Conn, cfg *tls.Config, set Settings) (*Tunnel, error) {
-	return connect(ctx, nc, cfg, tunnelConfig{set: set})
-}
-
-// tunnelConfig is what a pool adds to a tunnel.
-type tunnelConfig struct {
-	set   Settings
-	max   int
-	onEnd func(error)
-}
-
-func connect(ctx context.Context, nc net.Conn, cfg *tls.Config, tc tunnelConfig) (*Tunnel, error) {
-	secured := nc
-	if cfg != nil {
-		t, err := handshake(ctx, tls.Client(nc, oneRecordFrames(cfg)), tc.set.WithDefaults(true).HandshakeTimeout)
-		if err != nil {
-			return nil, err
-		}
-		secured = t
-	}
-	t := &Tunnel{c: newConn(nc, secured, true, tc.set), max: wire.Or(tc.max, wire.ClientStreams)}
-	t.c.onEnd = tc.onEnd
-	t.running.Go(func() { _ = t.c.run() }) // ends when the tunnel does; onEnd hears why
-	return t, nil
+// goClient begins a tunnel over secured, which stands on nc.
+func goClient(nc, secured net.Conn, set Settings, limit int) *goTunnel {
+	t := &goTunnel{c: newConn(nc, secured, true, set), max: wire.Or(limit, wire.ClientStreams)}
+	t.running.Go(func() { t.err = t.c.run() }) // ends when the tunnel does
+	return t
 }
 
 // oneRecordFrames makes crypto/tls use full records from the first byte, so
@@ -78,18 +55,8 @@ func handshake(ctx context.Context, tc *tls.Conn, timeout time.Duration) (*tls.C
 	return tc, nil
 }
 
-// Open asks for a connection and waits for the answer, or for ctx. Its errors
-// are [ErrUnavailable], [*StatusError] (any answer but 200), [*ResetError]
-// within a [*HandshakeError], and the cause of ctx.
-func (t *Tunnel) Open(ctx context.Context, r Request) (*Stream, Response, error) {
-	if !t.reserve(1) {
-		return nil, Response{}, ErrUnavailable
-	}
-	return t.open(ctx, r)
-}
-
-// open is Open with a stream that was reserved, and uses the reservation up.
-func (t *Tunnel) open(ctx context.Context, r Request) (*Stream, Response, error) {
+// open is [Tunnel.Open] with a stream that was reserved, and uses the reservation up.
+func (t *goTunnel) open(ctx context.Context, r Request) (Stream, Response, error) {
 	c := t.c
 	stop := context.AfterFunc(ctx, func() {
 		c.mu.Lock()
@@ -131,7 +98,7 @@ func (t *Tunnel) open(ctx context.Context, r Request) (*Stream, Response, error)
 }
 
 // startLocked turns a reservation into a stream and its request.
-func (t *Tunnel) startLocked(r Request) (*Stream, error) {
+func (t *goTunnel) startLocked(r Request) (*stream, error) {
 	c := t.c
 	c.reserved--
 	if c.ended || c.nextID > c.refuse || c.nextID > wire.MaxStreamID {
@@ -146,13 +113,13 @@ func (t *Tunnel) startLocked(r Request) (*Stream, error) {
 
 // reserve promises n streams to callers of open, unless the tunnel is full or
 // on its way out.
-func (t *Tunnel) reserve(n int) bool {
+func (t *goTunnel) reserve(n int) bool {
 	t.c.mu.Lock()
 	defer t.c.mu.Unlock()
 	return t.reserveLocked(n)
 }
 
-func (t *Tunnel) reserveLocked(n int) bool {
+func (t *goTunnel) reserveLocked(n int) bool {
 	c := t.c
 	used := len(c.streams) + c.reserved
 	if c.leaving || used+n > t.limitLocked() || int64(c.nextID)+2*int64(c.reserved+n-1) > wire.MaxStreamID {
@@ -164,24 +131,24 @@ func (t *Tunnel) reserveLocked(n int) bool {
 
 // promise reserves n streams of a tunnel that has none yet, for which a fresh
 // one has room. If it is on its way out already, open says so to each.
-func (t *Tunnel) promise(n int) {
+func (t *goTunnel) promise(n int) {
 	t.c.mu.Lock()
 	defer t.c.mu.Unlock()
 	t.c.reserved += n
 }
 
-func (t *Tunnel) limitLocked() int { return int(min(uint32(t.max), t.c.peerStreams)) }
+func (t *goTunnel) limitLocked() int { return int(min(uint32(t.max), t.c.peerStreams)) }
 
 // full reports whether the next stream would be beyond the limit, or there
 // will be no next stream.
-func (t *Tunnel) full() bool {
+func (t *goTunnel) full() bool {
 	t.c.mu.Lock()
 	defer t.c.mu.Unlock()
 	return t.c.leaving || len(t.c.streams)+t.c.reserved >= t.limitLocked()
 }
 
 // cede gives n reserved streams back.
-func (t *Tunnel) cede(n int) {
+func (t *goTunnel) cede(n int) {
 	t.c.mu.Lock()
 	t.c.reserved -= n
 	told := t.c.settleLocked()
@@ -191,22 +158,13 @@ func (t *Tunnel) cede(n int) {
 	}
 }
 
-// Drain lets the tunnel end with its last stream: GOAWAY, then close.
-func (t *Tunnel) Drain() { t.c.leave() }
+func (t *goTunnel) drain()          { t.c.leave() }
+func (t *goTunnel) end(cause error) { t.c.end(cause) }
 
-// Close ends the tunnel with all its streams, and waits until it is gone.
-func (t *Tunnel) Close() error {
-	t.c.end(ErrClosed)
+func (t *goTunnel) wait() error {
 	t.running.Wait()
-	return nil
+	return t.err
 }
-
-// Wait returns when the tunnel has ended, by itself or by others' doing.
-func (t *Tunnel) Wait() { t.running.Wait() }
-
-// End ends the tunnel with all its streams, whose error then is an
-// [*EndedError] with cause. It does not wait.
-func (t *Tunnel) End(cause error) { t.c.end(&EndedError{Cause: cause}) }
 
 // readHeaders takes HEADERS with all that continues it.
 func (c *conn) readHeaders(fh http2.FrameHeader) error {
@@ -275,7 +233,7 @@ func (c *conn) responseLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]
 // trailersLocked takes HEADERS on an established stream. RFC 9113, section
 // 8.5, has none there; with END_STREAM we take them for the end they are
 // meant to be, as the reference does.
-func (s *Stream) trailersLocked(end bool) ([]func(), error) {
+func (s *stream) trailersLocked(end bool) ([]func(), error) {
 	switch {
 	case !end:
 		return nil, &streamFault{s.id, ProtocolError, "HEADERS within a stream"}

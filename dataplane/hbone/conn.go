@@ -48,7 +48,7 @@ type conn struct {
 	client bool
 	set    Settings
 
-	accept func(*Stream, *wire.Block) // server: a request arrived; called by the reader
+	accept func(*stream, *wire.Block) // server: a request arrived; called by the reader
 	onEnd  func(error)                // told the cause once, at the end of run; may be nil
 
 	fr  *http2.Framer  // the reader's
@@ -70,7 +70,7 @@ type conn struct {
 	wf       *http2.Framer // writes to control
 	provoked int           // frames in control that the peer made us send
 
-	streams  map[uint32]*Stream
+	streams  map[uint32]*stream
 	lastPeer uint32 // highest stream id of the peer that we have seen
 	refuse   uint32 // server: streams above it are not served; client: last id the peer serves
 	nextID   uint32 // client: id of the next stream
@@ -81,10 +81,11 @@ type conn struct {
 	peerMaxFrame  int    // bytes of payload that the peer takes in a frame
 	peerStreams   uint32 // how many streams the peer serves at once
 	peerSettings  bool   // the peer's first SETTINGS have come
+	acknowledged  bool   // the peer has seen ours
 	sendWindow    int64  // what the peer takes now, over all streams
 	recvWindow    int64  // what the peer may send now, over all streams
 	uncredited    int64  // delivered, and not yet given back to the peer
-	sendQueue     []*Stream
+	sendQueue     []*stream
 	budget        wire.Budget
 	settingsTimer *time.Timer
 	ping          pinger
@@ -98,7 +99,7 @@ func newConn(raw, nc net.Conn, client bool, set Settings) *conn {
 	set = set.WithDefaults(client)
 	c := &conn{
 		raw: raw, nc: nc, client: client, set: set,
-		streams:    map[uint32]*Stream{},
+		streams:    map[uint32]*stream{},
 		refuse:     wire.MaxStreamID,
 		nextID:     1,
 		peerWindow: wire.InitialWindow, peerMaxFrame: wire.MinFrameSize, peerStreams: math.MaxUint32,
@@ -152,9 +153,6 @@ func (c *conn) run() error {
 	c.mu.Lock()
 	cause := c.cause
 	c.mu.Unlock()
-	if c.onEnd != nil {
-		c.onEnd(cause)
-	}
 	if benign(cause) {
 		return nil
 	}

@@ -68,7 +68,7 @@ func (c *conn) readPadLength(fh http2.FrameHeader) (n, pad int, err error) {
 
 // admitData charges a DATA frame with n bytes of data against the windows. A
 // nil stream means that the bytes are for nobody.
-func (c *conn) admitData(fh http2.FrameHeader, n int) (*Stream, error, error) {
+func (c *conn) admitData(fh http2.FrameHeader, n int) (*stream, error, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
@@ -89,7 +89,7 @@ func (c *conn) admitData(fh http2.FrameHeader, n int) (*Stream, error, error) {
 	if s == nil {
 		return nil, nil, c.idleLocked(fh)
 	}
-	fault := func(code Code, why string) (*Stream, error, error) {
+	fault := func(code Code, why string) (*stream, error, error) {
 		return nil, &streamFault{s.id, code, why}, nil
 	}
 	switch {
@@ -106,7 +106,7 @@ func (c *conn) admitData(fh http2.FrameHeader, n int) (*Stream, error, error) {
 
 // deliver gives a filled chunk to its stream, or back to the pool if the
 // stream is gone.
-func (c *conn) deliver(s *Stream, k *chunk) {
+func (c *conn) deliver(s *stream, k *chunk) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s == nil || s.readErr != nil {
@@ -120,7 +120,7 @@ func (c *conn) deliver(s *Stream, k *chunk) {
 
 // finishData credits what was padding, and ends the stream if the frame says
 // so.
-func (c *conn) finishData(s *Stream, fh http2.FrameHeader, n int) {
+func (c *conn) finishData(s *stream, fh http2.FrameHeader, n int) {
 	c.mu.Lock()
 	var told []func()
 	if s == nil {

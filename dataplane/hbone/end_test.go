@@ -107,13 +107,13 @@ func TestTheEndOfATunnelIsNotTheEndOfItsStreams(t *testing.T) {
 	r := newRig(t, func(c *Connect) {
 		s, err := c.Accept(nil)
 		if err == nil {
-			_, err = s.WriteTo(io.Discard)
+			_, err = io.Copy(io.Discard, s)
 		}
 		heard <- err
 	})
 	p := r.pool(nil)
 	s := r.open(p)
-	r.accepted()[0].c.raw.Close() // so that both read the end of the connection
+	r.cut(0) // so that both read the end of the connection
 	if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("our stream's error is %v", err)
 	}

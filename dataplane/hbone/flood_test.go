@@ -256,7 +256,7 @@ func TestWhoDoesNotSpeakHTTP2(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			near, far := tcpPair(t)
 			done := make(chan error, 1)
-			go func() { done <- ServeConn(t.Context(), far, nil, ServerConfig{Handler: echo}) }()
+			go func() { done <- ServeConn(t.Context(), far, nil, ServerConfig{Handler: echo, Engine: theEngine}) }()
 			p := newPeer(t, near)
 			io.WriteString(near, hello)
 			p.wantGoAway(ProtocolError)

@@ -16,7 +16,7 @@ import (
 
 // creditLocked returns n delivered bytes of s to the peer, in steps of half a
 // window.
-func (c *conn) creditLocked(s *Stream, n int) {
+func (c *conn) creditLocked(s *stream, n int) {
 	if c.ended {
 		return
 	}
@@ -66,9 +66,33 @@ func (c *conn) windowUpdateLocked(f *http2.WindowUpdateFrame) error {
 	return nil
 }
 
+// firstWindowLocked is what a new stream's peer may send. Until it has seen our
+// SETTINGS that is the protocol's initial window, if ours is smaller (RFC 9113,
+// section 6.9.3).
+func (c *conn) firstWindowLocked() int64 {
+	if own := int64(c.set.StreamWindow); c.acknowledged || own > wire.InitialWindow {
+		return own
+	}
+	return wire.InitialWindow
+}
+
+// settingsSeenLocked is the peer's acknowledgement: it has shrunk its windows,
+// maybe below zero.
+func (c *conn) settingsSeenLocked() {
+	if c.acknowledged {
+		return
+	}
+	less := c.firstWindowLocked() - int64(c.set.StreamWindow)
+	c.acknowledged = true
+	for _, s := range c.streams {
+		s.recvWindow -= less
+	}
+}
+
 // settingsLocked takes the peer's settings (RFC 9113, section 6.5.2).
 func (c *conn) settingsLocked(f *http2.SettingsFrame) error {
 	if f.IsAck() {
+		c.settingsSeenLocked()
 		return nil
 	}
 	err := f.ForeachSetting(func(v http2.Setting) error {

@@ -130,7 +130,7 @@ func dialBytes(b []byte) {
 	// The streams are there before the first byte is read, as if the peer had
 	// waited for them.
 	nc := newLine(b)
-	t := &Tunnel{c: newConn(nc, nc, true, Settings{}), max: 2}
+	t := &goTunnel{c: newConn(nc, nc, true, Settings{}), max: 2}
 	for range 2 {
 		t.reserve(1)
 		t.c.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
@@ -32,7 +33,9 @@ type PoolConfig struct {
 	// context, which ends when nobody waits for the tunnel any more.
 	Dial func(context.Context, Key) (net.Conn, error)
 	// TLS says how to greet the peer; its error is returned by Open as it is.
-	TLS         func(context.Context, Key) (Handshake, error)
+	TLS func(context.Context, Key) (Handshake, error)
+	// Engine carries tunnels on event loops; nil: goroutines do.
+	Engine      *engine.Engine
 	Settings    Settings
 	MaxStreams  int           // user connections in one tunnel; 0: 100
 	IdleTimeout time.Duration // from the last use of a tunnel to its release; 0: 5 min
@@ -109,7 +112,7 @@ func NewPool(cfg PoolConfig) *Pool {
 // those of PoolConfig.TLS, [*DialError], [*TLSError], those of [Tunnel.Open],
 // and the cause of ctx. A failure to make a tunnel is told to all who waited
 // for that tunnel.
-func (p *Pool) Open(ctx context.Context, key Key, r Request) (*Stream, Response, error) {
+func (p *Pool) Open(ctx context.Context, key Key, r Request) (Stream, Response, error) {
 	for try := 1; ; try++ {
 		t, reused, err := p.acquire(ctx, key)
 		if err != nil {
@@ -283,11 +286,7 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	if err != nil {
 		return nil, &DialError{Err: err}
 	}
-	born := make(chan *Tunnel, 1)
-	t, err := connect(ctx, nc, hs.Config, tunnelConfig{
-		set: p.cfg.Settings, max: p.cfg.MaxStreams,
-		onEnd: func(err error) { p.ended(<-born, key, err) },
-	})
+	t, err := making{p.cfg.Settings, p.cfg.MaxStreams, p.cfg.Engine}.tunnel(ctx, nc, hs.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -296,10 +295,9 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	p.mu.Unlock()
 	release, err := hs.opened(t)
 	p.tunnels.Go(func() {
-		t.running.Wait()
+		p.ended(t, key, t.wait())
 		release()
 	})
-	born <- t
 	if err != nil {
 		t.End(err)
 		return nil, err
@@ -372,7 +370,7 @@ func (p *Pool) Close() error {
 	}
 	p.mu.Unlock()
 	for _, t := range left {
-		t.c.end(ErrClosed)
+		t.end(ErrClosed)
 	}
 	p.tunnels.Wait()
 	return nil

@@ -29,7 +29,7 @@ func hold(c *Connect) {
 }
 
 // finish ends a stream on both sides.
-func finish(t *testing.T, s *Stream) {
+func finish(t *testing.T, s Stream) {
 	t.Helper()
 	s.CloseWrite()
 	mustEnd(t, s)
@@ -74,19 +74,19 @@ func TestATunnelThatWasFullLeavesThePool(t *testing.T) {
 	r := newRig(t, hold)
 	p := r.pool(func(c *PoolConfig) { c.MaxStreams = 2 })
 	a, b := r.open(p), r.open(p)
-	if a.c != b.c {
+	if carried(a) != carried(b) {
 		t.Fatal("two streams are on two tunnels")
 	}
 	finish(t, a)
 	c := r.open(p) // there is room, but it was full once
-	if c.c == b.c {
+	if carried(c) == carried(b) {
 		t.Error("a tunnel that was full came back")
 	}
 	finish(t, b)
 	eventually(t, "it ends with its streams", func() bool {
-		b.c.mu.Lock()
-		defer b.c.mu.Unlock()
-		return b.c.ended
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.all) == 1
 	})
 	finish(t, c)
 }
@@ -107,11 +107,17 @@ func TestOneStreamPerTunnel(t *testing.T) {
 func TestThePeersLimitHolds(t *testing.T) {
 	r := newRigWith(t, Settings{MaxStreams: 3}, hold)
 	p := r.pool(nil)
-	first := r.open(p)
+	r.open(p)
 	eventually(t, "the limit is known", func() bool {
-		first.c.mu.Lock()
-		defer first.c.mu.Unlock()
-		return first.c.peerStreams == 3
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for tunnel := range p.all {
+			if tunnel.reserve(3) { // one stream is there
+				tunnel.cede(3)
+				return false
+			}
+		}
+		return true
 	})
 	for range 5 {
 		r.open(p)
@@ -127,12 +133,10 @@ func TestGoAwayReplacesATunnel(t *testing.T) {
 	a := r.open(p)
 	r.accepted()[0].Drain()
 	eventually(t, "the client knows", func() bool {
-		a.c.mu.Lock()
-		defer a.c.mu.Unlock()
-		return a.c.leaving
+		return leaving(a)
 	})
 	b := r.open(p)
-	if a.c == b.c {
+	if carried(a) == carried(b) {
 		t.Error("a stream was opened on a tunnel that leaves")
 	}
 	finish(t, a)
@@ -144,8 +148,7 @@ func TestATunnelThatDiedIsReplacedUnseen(t *testing.T) {
 	p := r.pool(nil)
 	finish(t, r.open(p))
 	for range 20 {
-		conns := r.accepted()
-		conns[len(conns)-1].c.raw.Close()
+		r.cut(-1)
 		finish(t, r.open(p)) // whether the pool has heard of it or not
 	}
 }
@@ -294,19 +297,14 @@ func TestIdleTunnelsAreReleased(t *testing.T) {
 	})
 	io.WriteString(a, "still") // its stream lives
 	b := r.open(p)
-	if a.c == b.c {
+	if carried(a) == carried(b) {
 		t.Error("a released tunnel was used")
 	}
 	finish(t, a)
 	eventually(t, "the tunnel ends with its stream", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for tunnel := range p.all {
-			if tunnel.c == a.c {
-				return false
-			}
-		}
-		return true
+		return len(p.all) == 1
 	})
 	finish(t, b)
 }
@@ -317,7 +315,7 @@ func TestThePoolKeepsTheLatest(t *testing.T) {
 	p.mu.Lock()
 	for i := range maxPooled + 10 {
 		nc, _ := net.Pipe()
-		tunnel := &Tunnel{c: newConn(nc, nc, true, Settings{}), max: 1}
+		tunnel := &Tunnel{&goTunnel{c: newConn(nc, nc, true, Settings{}), max: 1}}
 		p.poolLocked(Key{Src: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}, tunnel)
 	}
 	if n := p.lru.Len(); n != maxPooled || len(p.pooled) != n {

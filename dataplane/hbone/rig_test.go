@@ -10,22 +10,63 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"golang.org/x/sys/unix"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
+	"github.com/ztunnel-go/ztunnel/dataplane/reactor"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/certs/certstest"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 	"github.com/ztunnel-go/ztunnel/test/leak"
 )
 
 const patience = 15 * time.Second
+
+// theEngine carries the tunnels of tests that do not say who does; nil:
+// goroutines do. TestMain runs all tests with either.
+var theEngine *engine.Engine
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	group, err := reactor.Start(2)
+	if err != nil {
+		panic(err)
+	}
+	theEngine = engine.New(group)
+	os.Exit(max(code, m.Run()))
+}
+
+// ofGoroutines is for tests that look into the engine of goroutines: true says
+// that there is nothing to look into.
+func ofGoroutines() bool { return theEngine != nil }
+
+// carried is the tunnel of a stream, to be compared.
+func carried(s Stream) any {
+	if s, ok := s.(*stream); ok {
+		return s.c
+	}
+	return s.(*engine.Stream).Tunnel()
+}
+
+// full reports whether the tunnel of s is on its way out.
+func leaving(s Stream) bool {
+	if s, ok := s.(*stream); ok {
+		s.c.mu.Lock()
+		defer s.c.mu.Unlock()
+		return s.c.leaving
+	}
+	return s.(*engine.Stream).Tunnel().Full()
+}
 
 // A rig is a server of ours on loopback and the certificates of both sides.
 type rig struct {
@@ -35,6 +76,7 @@ type rig struct {
 
 	mu    sync.Mutex
 	conns []*ServerConn // guarded by mu, in order of arrival
+	wires []*os.File    // guarded by mu, their sockets
 	wg    sync.WaitGroup
 }
 
@@ -73,12 +115,20 @@ func newRigWith(t *testing.T, set Settings, handler func(*Connect)) *rig {
 }
 
 func (r *rig) serve(ctx context.Context, nc net.Conn, cfg ServerConfig) {
+	cfg.Engine = theEngine
+	wire, err := nc.(*net.TCPConn).File()
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	defer wire.Close()
 	s, err := Accept(ctx, nc, r.serverTLS(), cfg)
 	if err != nil {
 		return
 	}
 	r.mu.Lock()
 	r.conns = append(r.conns, s)
+	r.wires = append(r.wires, wire)
 	r.mu.Unlock()
 	s.Serve(ctx)
 }
@@ -87,6 +137,21 @@ func (r *rig) accepted() []*ServerConn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]*ServerConn(nil), r.conns...)
+}
+
+// cut breaks the connection of the tunnel that arrived as number i; -1 is the
+// last.
+func (r *rig) cut(i int) {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i < 0 {
+		i += len(r.wires)
+	}
+	err := sock.Control(r.wires[i], func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
+	if err != nil {
+		r.t.Logf("cut: %v", err) // it has ended by itself
+	}
 }
 
 func (r *rig) serverTLS() *tls.Config { return mtls.Server(r.server, mtls.Options{}) }
@@ -104,7 +169,8 @@ func (r *rig) pool(change func(*PoolConfig)) *Pool {
 		Dial: func(ctx context.Context, k Key) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", k.Dst.String())
 		},
-		TLS: func(context.Context, Key) (Handshake, error) { return Handshake{Config: r.clientTLS()}, nil },
+		TLS:    func(context.Context, Key) (Handshake, error) { return Handshake{Config: r.clientTLS()}, nil },
+		Engine: theEngine,
 	}
 	if change != nil {
 		change(&cfg)
@@ -114,7 +180,7 @@ func (r *rig) pool(change func(*PoolConfig)) *Pool {
 	return p
 }
 
-func (r *rig) open(p *Pool) *Stream {
+func (r *rig) open(p *Pool) Stream {
 	r.t.Helper()
 	s, _, err := p.Open(within(r.t), r.key(), Request{Authority: "10.0.0.1:80"})
 	if err != nil {
@@ -195,7 +261,7 @@ func rawServer(t *testing.T, set Settings, handler func(*Connect)) (*peer, *Serv
 	t.Helper()
 	leak.Check(t)
 	near, far := tcpPair(t)
-	s, err := Accept(t.Context(), far, nil, ServerConfig{Handler: handler, Settings: set})
+	s, err := Accept(t.Context(), far, nil, ServerConfig{Handler: handler, Settings: set, Engine: theEngine})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +280,7 @@ func rawClient(t *testing.T, set Settings) (*peer, *Tunnel) {
 	t.Helper()
 	leak.Check(t)
 	near, far := tcpPair(t)
-	tunnel, err := NewTunnel(t.Context(), far, nil, set)
+	tunnel, err := making{set: set, engine: theEngine}.tunnel(t.Context(), far, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

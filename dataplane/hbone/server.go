@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
@@ -23,6 +24,9 @@ type ServerConfig struct {
 	// accepts ends when it returns.
 	Handler  func(*Connect)
 	Settings Settings
+	// Engine carries the tunnel on an event loop, if it is TCP; nil: goroutines
+	// do.
+	Engine *engine.Engine
 	// Identity reads the peer's identity from a finished handshake. Nil:
 	// mtls.PeerIdentity.
 	Identity func(tls.ConnectionState) (identity.ID, bool)
@@ -30,7 +34,8 @@ type ServerConfig struct {
 
 // A ServerConn is a tunnel that a peer made.
 type ServerConn struct {
-	c        *conn
+	c        *conn       // carried by goroutines
+	loop     *loopServer // or by a loop; one of the two is set
 	cfg      ServerConfig
 	peer     netip.AddrPort
 	local    netip.AddrPort
@@ -44,23 +49,37 @@ type ServerConn struct {
 // handshake that fails is a [*TLSError].
 func Accept(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConfig) (*ServerConn, error) {
 	s := &ServerConn{cfg: cfg, peer: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
+	timeout := cfg.Settings.WithDefaults(false).HandshakeTimeout
+	if tcp, ok := nc.(*net.TCPConn); ok && cfg.Engine != nil {
+		return s, s.take(ctx, tcp, tlsCfg, timeout)
+	}
 	secured := nc
 	if tlsCfg != nil {
-		t, err := handshake(ctx, tls.Server(nc, oneRecordFrames(tlsCfg)), cfg.Settings.WithDefaults(false).HandshakeTimeout)
+		t, err := handshake(ctx, tls.Server(nc, oneRecordFrames(tlsCfg)), timeout)
 		if err != nil {
 			return nil, err
 		}
 		secured = t
-		state := t.ConnectionState()
-		s.state = &state
-		if cfg.Identity == nil {
-			cfg.Identity = mtls.PeerIdentity
-		}
-		s.id, _ = cfg.Identity(state) // zero if the certificate names none
+		s.know(t.ConnectionState())
 	}
-	s.c = newConn(nc, secured, false, cfg.Settings)
-	s.c.accept = s.serve
+	s.begin(nc, secured)
 	return s, nil
+}
+
+// know keeps what the handshake proved.
+func (s *ServerConn) know(state tls.ConnectionState) {
+	s.state = &state
+	identify := s.cfg.Identity
+	if identify == nil {
+		identify = mtls.PeerIdentity
+	}
+	s.id, _ = identify(state) // zero if the certificate names none
+}
+
+// begin has goroutines carry the tunnel.
+func (s *ServerConn) begin(raw, secured net.Conn) {
+	s.c = newConn(raw, secured, false, s.cfg.Settings)
+	s.c.accept = s.serve
 }
 
 // ServeConn is [Accept] and [ServerConn.Serve] in one.
@@ -90,9 +109,14 @@ func (s *ServerConn) Peer() (netip.AddrPort, identity.ID) { return s.peer, s.id 
 // It returns nil unless the peer or we had something to complain of. The end
 // of ctx closes the tunnel at once. Call it once.
 func (s *ServerConn) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.c.end(ErrClosed) })
+	stop := context.AfterFunc(ctx, func() { s.end(ErrClosed) })
 	defer stop()
-	err := s.c.run()
+	var err error
+	if s.loop != nil {
+		err = s.loop.run(s)
+	} else {
+		err = s.c.run()
+	}
 	s.handlers.Wait()
 	return err
 }
@@ -100,18 +124,32 @@ func (s *ServerConn) Serve(ctx context.Context) error {
 // Drain asks the peer, by GOAWAY, for no more streams, and lets the tunnel end
 // with those there are (contract 15.3). It returns at once; Serve returns at
 // the end.
-func (s *ServerConn) Drain() { s.c.drain() }
+func (s *ServerConn) Drain() {
+	if s.loop != nil {
+		s.loop.tell((*engine.Tunnel).DrainServer)
+		return
+	}
+	s.c.drain()
+}
 
 // Close ends the tunnel with all its streams. Serve returns when it is done.
 func (s *ServerConn) Close() error {
-	s.c.end(ErrClosed)
+	s.end(ErrClosed)
 	return nil
 }
 
 // End ends the tunnel with all its streams, whose error then is an
 // [*EndedError] with cause; the peer is told GOAWAY. Serve returns when it is
 // done.
-func (s *ServerConn) End(cause error) { s.c.end(&EndedError{Cause: cause}) }
+func (s *ServerConn) End(cause error) { s.end(&EndedError{Cause: cause}) }
+
+func (s *ServerConn) end(cause error) {
+	if s.loop != nil {
+		s.loop.end(cause)
+		return
+	}
+	s.c.end(cause)
+}
 
 // A Connect is a request of a peer, to be answered by Accept or Reject.
 type Connect struct {
@@ -123,8 +161,14 @@ type Connect struct {
 	TLS       *tls.ConnectionState // nil in tests without TLS
 
 	ctx     context.Context
-	stream  *Stream
+	answer  answerer
 	headers *wire.Block
+}
+
+// An answerer is a request of either engine.
+type answerer interface {
+	accept(baggage *string) (Stream, error)
+	reject(status int) error
 }
 
 // Context ends when the stream or its tunnel does while the request is
@@ -148,8 +192,14 @@ var errAnswered = errors.New("request was answered before")
 
 // Accept answers 200, with a baggage header unless it is nil, and returns the
 // stream. It fails if the stream has ended meanwhile.
-func (r *Connect) Accept(baggage *string) (*Stream, error) {
-	s, c := r.stream, r.stream.c
+func (r *Connect) Accept(baggage *string) (Stream, error) { return r.answer.accept(baggage) }
+
+// Reject answers with another status and ends the stream: HEADERS with
+// END_STREAM, then RST_STREAM(NO_ERROR) (contract 4.6).
+func (r *Connect) Reject(status int) error { return r.answer.reject(status) }
+
+func (s *stream) accept(baggage *string) (Stream, error) {
+	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -164,10 +214,8 @@ func (r *Connect) Accept(baggage *string) (*Stream, error) {
 	return s, nil
 }
 
-// Reject answers with another status and ends the stream: HEADERS with
-// END_STREAM, then RST_STREAM(NO_ERROR) (contract 4.6).
-func (r *Connect) Reject(status int) error {
-	s, c := r.stream, r.stream.c
+func (s *stream) reject(status int) error {
+	c := s.c
 	c.mu.Lock()
 	switch {
 	case s.responded:
@@ -187,7 +235,7 @@ func (r *Connect) Reject(status int) error {
 }
 
 // rejectLocked answers and forgets s.
-func (c *conn) rejectLocked(s *Stream, status int) {
+func (c *conn) rejectLocked(s *stream, status int) {
 	s.responded, s.endSent = true, true
 	c.writeHeadersLocked(s.id, wire.ResponseFields(status, nil), true)
 	if !s.recvEnded {
@@ -252,15 +300,20 @@ func (c *conn) admitRequestLocked(id uint32, b *wire.Block) error {
 	return nil
 }
 
-// serve starts the handler of a request; called by the reader with the lock.
-func (s *ServerConn) serve(stream *Stream, b *wire.Block) {
-	ctx, cancel := context.WithCancel(context.Background())
-	stream.cancel = cancel
-	r := &Connect{
+// connect is a request as its handler sees it.
+func (s *ServerConn) connect(ctx context.Context, a answerer, b *wire.Block) *Connect {
+	return &Connect{
 		Method: b.Text(":method"), Authority: b.Text(":authority"),
 		Peer: s.peer, Local: s.local, Identity: s.id, TLS: s.state,
-		ctx: ctx, stream: stream, headers: b,
+		ctx: ctx, answer: a, headers: b,
 	}
+}
+
+// serve starts the handler of a request; called by the reader with the lock.
+func (s *ServerConn) serve(stream *stream, b *wire.Block) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stream.cancel = cancel
+	r := s.connect(ctx, stream, b)
 	s.c.serving++
 	s.handlers.Go(func() {
 		defer s.served(stream, cancel)
@@ -269,7 +322,7 @@ func (s *ServerConn) serve(stream *Stream, b *wire.Block) {
 }
 
 // served ends what a handler left open.
-func (s *ServerConn) served(stream *Stream, cancel func()) {
+func (s *ServerConn) served(stream *stream, cancel func()) {
 	cancel()
 	_ = stream.Close()
 	s.c.mu.Lock()

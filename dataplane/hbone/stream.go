@@ -8,12 +8,14 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
 )
 
 // errWriteAfterEnd is a Write after CloseWrite: a mistake of the caller.
 var errWriteAfterEnd = errors.New("write after CloseWrite")
 
-// A Stream is one user connection in a tunnel. It behaves as a TCP connection
+// A stream is a [Stream] of goroutines. It behaves as a TCP connection
 // does: bytes in order, two directions that end on their own, and a reset
 // that ends both.
 //
@@ -24,7 +26,7 @@ var errWriteAfterEnd = errors.New("write after CloseWrite")
 //
 // Read (or WriteTo), Write and the others may be called from different
 // goroutines. A stream without bytes under way holds no buffer.
-type Stream struct {
+type stream struct {
 	c  *conn
 	id uint32
 
@@ -62,11 +64,11 @@ type answer struct {
 	done     bool
 }
 
-func (c *conn) newStreamLocked(id uint32) *Stream {
-	s := &Stream{
+func (c *conn) newStreamLocked(id uint32) *stream {
+	s := &stream{
 		c: c, id: id, opened: time.Now(),
 		readable: sync.NewCond(&c.mu), writable: sync.NewCond(&c.mu),
-		recvWindow: int64(c.set.StreamWindow), sendWindow: c.peerWindow,
+		recvWindow: c.firstWindowLocked(), sendWindow: c.peerWindow,
 	}
 	c.streams[id] = s
 	return s
@@ -74,7 +76,7 @@ func (c *conn) newStreamLocked(id uint32) *Stream {
 
 // Read reads what the peer sent. It returns io.EOF after the peer's
 // END_STREAM, and a [*ResetError] if the stream ended otherwise.
-func (s *Stream) Read(p []byte) (int, error) {
+func (s *stream) Read(p []byte) (int, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if len(p) == 0 {
@@ -89,7 +91,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 }
 
 // waitReadableLocked returns nil once there is something in the queue.
-func (s *Stream) waitReadableLocked() error {
+func (s *stream) waitReadableLocked() error {
 	for s.in.size == 0 {
 		switch {
 		case s.readErr != nil:
@@ -105,7 +107,7 @@ func (s *Stream) waitReadableLocked() error {
 // WriteTo hands what arrives to w, without a buffer of its own, until the
 // peer's END_STREAM (nil) or another end. Bytes count as delivered, and are
 // credited to the peer, when w has taken them.
-func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
+func (s *stream) WriteTo(w io.Writer) (total int64, err error) {
 	for {
 		s.c.mu.Lock()
 		if err := s.waitReadableLocked(); err != nil {
@@ -134,7 +136,7 @@ func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
 // Write sends p. It returns when the last of p is on its way into the tunnel,
 // so a peer that grants no window holds it up. It fails at once when the
 // stream has ended.
-func (s *Stream) Write(p []byte) (int, error) {
+func (s *stream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.c.mu.Lock()
@@ -155,7 +157,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-func (s *Stream) writableLocked() error {
+func (s *stream) writableLocked() error {
 	switch {
 	case s.writeErr != nil:
 		return s.writeErr
@@ -167,7 +169,7 @@ func (s *Stream) writableLocked() error {
 
 // CloseWrite says that no more will be written: END_STREAM, in an empty DATA
 // frame (contract 4.8). The other direction goes on.
-func (s *Stream) CloseWrite() error {
+func (s *stream) CloseWrite() error {
 	s.writing.Lock() // a Write under way is sent first
 	defer s.writing.Unlock()
 	s.c.mu.Lock()
@@ -192,15 +194,15 @@ func (s *Stream) CloseWrite() error {
 
 // Reset ends the stream as TCP's RST does: RST_STREAM with CONNECT_ERROR (RFC
 // 9113, section 8.5). What was not delivered is dropped.
-func (s *Stream) Reset() { s.ResetWith(ConnectError) }
+func (s *stream) Reset() { s.ResetWith(ConnectError) }
 
-// ResetWith is [Stream.Reset] with another code.
-func (s *Stream) ResetWith(code Code) { s.release(&ResetError{Code: code}) }
+// ResetWith is [stream.Reset] with another code.
+func (s *stream) ResetWith(code Code) { s.release(&ResetError{Code: code}) }
 
 // Close gives the stream up. If a direction is open yet, the peer is told by
 // RST_STREAM: CANCEL, or NO_ERROR from a server that had sent all it had
 // (RFC 9113, section 8.1). Close after both ends is how a stream ends cleanly.
-func (s *Stream) Close() error {
+func (s *stream) Close() error {
 	s.c.mu.Lock()
 	code := Cancel
 	if s.endSent && !s.c.client {
@@ -212,7 +214,7 @@ func (s *Stream) Close() error {
 }
 
 // release ends what is open of s and drops what nobody read.
-func (s *Stream) release(err *ResetError) {
+func (s *stream) release(err *ResetError) {
 	c := s.c
 	c.mu.Lock()
 	s.onBroken = nil
@@ -242,7 +244,7 @@ func (s *Stream) release(err *ResetError) {
 // open; at once if that has happened. It tells the relay what no Read may be
 // there to notice. f runs in a goroutine of the tunnel's and must not wait.
 // Close and Reset call it off, as does an end of both directions.
-func (s *Stream) OnBroken(f func(error)) {
+func (s *stream) OnBroken(f func(error)) {
 	s.c.mu.Lock()
 	var broken *ResetError
 	if errors.As(s.writeErr, &broken) && broken.Code != NoError {
@@ -256,7 +258,7 @@ func (s *Stream) OnBroken(f func(error)) {
 
 // brokenLocked ends s because of its peer or its tunnel. What is queued stays
 // readable. The caller removes s from the tunnel and runs what is returned.
-func (s *Stream) brokenLocked(err error) (told []func()) {
+func (s *stream) brokenLocked(err error) (told []func()) {
 	var reset *ResetError
 	clean := errors.As(err, &reset) && reset.Remote && reset.Code == NoError
 	if !s.recvEnded && s.readErr == nil {
@@ -284,7 +286,7 @@ func (s *Stream) brokenLocked(err error) (told []func()) {
 }
 
 // endReadLocked takes the peer's END_STREAM.
-func (s *Stream) endReadLocked() []func() {
+func (s *stream) endReadLocked() []func() {
 	if s.recvEnded || s.readErr != nil {
 		return nil
 	}
@@ -294,7 +296,7 @@ func (s *Stream) endReadLocked() []func() {
 }
 
 // closedLocked removes s once both directions have ended.
-func (s *Stream) closedLocked() []func() {
+func (s *stream) closedLocked() []func() {
 	if !s.recvEnded || !s.endSent {
 		return nil
 	}
@@ -303,7 +305,12 @@ func (s *Stream) closedLocked() []func() {
 	return s.c.settleLocked()
 }
 
-func (s *Stream) wakeLocked() {
+func (s *stream) wakeLocked() {
 	s.readable.Broadcast()
 	s.writable.Broadcast()
+}
+
+// Conn is [Stream.Conn].
+func (s *stream) Conn() net.Conn {
+	return wire.NetConn(s, s.c.raw.LocalAddr(), s.c.raw.RemoteAddr())
 }

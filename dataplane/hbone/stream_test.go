@@ -49,7 +49,7 @@ func TestManyStreamsCarryWhatTheyAreGiven(t *testing.T) {
 			})
 			h := sha256.New()
 			if i%2 == 0 {
-				_, err = s.WriteTo(h)
+				_, err = io.Copy(h, s)
 			} else {
 				_, err = io.Copy(h, struct{ io.Reader }{s})
 			}
@@ -65,9 +65,9 @@ func TestManyStreamsCarryWhatTheyAreGiven(t *testing.T) {
 }
 
 // both is a stream with its two ends, and frees the handler at the end.
-func both(t *testing.T, set Settings) (r *rig, near, far *Stream) {
+func both(t *testing.T, set Settings) (r *rig, near, far Stream) {
 	t.Helper()
-	got := make(chan *Stream, 1)
+	got := make(chan Stream, 1)
 	done := make(chan struct{})
 	r = newRigWith(t, set, func(c *Connect) {
 		s, err := c.Accept(nil)
@@ -130,7 +130,7 @@ func TestHalvesCloseInAnyOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustEnd(t, a)
-			for _, s := range []*Stream{a, b} {
+			for _, s := range []Stream{a, b} {
 				if err := s.Close(); err != nil {
 					t.Error(err)
 				}
@@ -210,7 +210,7 @@ func TestTheLossOfATunnelResetsItsStreams(t *testing.T) {
 	r, near, far := both(t, Settings{})
 	io.WriteString(near, "x")
 	mustRead(t, far, "x")
-	r.accepted()[0].c.raw.Close() // as a peer that dies
+	r.cut(0) // as a peer that dies
 	var reset *ResetError
 	if _, err := near.Read(make([]byte, 1)); !errors.As(err, &reset) || reset.Cause == nil || !reset.Quiet() || reset.Clean() {
 		t.Errorf("near: %v", err)

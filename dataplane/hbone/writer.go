@@ -101,7 +101,7 @@ func (c *conn) fillLocked(batch []byte) []byte {
 }
 
 // takeLocked appends one DATA frame of s and queues s again if it has more.
-func (c *conn) takeLocked(s *Stream, batch []byte) []byte {
+func (c *conn) takeLocked(s *stream, batch []byte) []byte {
 	s.queued = false
 	if s.writeErr != nil || len(s.pending) == 0 {
 		return batch
@@ -131,7 +131,7 @@ func appendDataHeader(b []byte, id uint32, n int) []byte {
 }
 
 // queueLocked puts s in line for the writer if it may send something.
-func (c *conn) queueLocked(s *Stream) {
+func (c *conn) queueLocked(s *stream) {
 	if s.queued || len(s.pending) == 0 || s.sendWindow <= 0 {
 		return
 	}

@@ -109,6 +109,8 @@ func (k *keeper) finish(want want, running, wasParked Proxy) {
 	switch {
 	case want == drained && running != nil:
 		k.stop(running, Drain)
+	case want == drained && wasParked != nil:
+		k.logStop(Forget, wasParked.Stop(Forget))
 	case want == gone && running != nil:
 		k.stop(running, Remove)
 	case want == gone && wasParked != nil:

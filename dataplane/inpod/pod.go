@@ -29,8 +29,9 @@ const (
 	// connections get their grace, and then nothing of capture is left.
 	// It may follow Park.
 	Remove
-	// Forget follows Park only: another proxy has taken over the namespace.
-	// What Park kept is let go, and capture left alone: it is the other's.
+	// Forget follows Park only: another proxy has taken over the namespace, or
+	// the process ends. What Park kept is let go, and capture left alone, for
+	// the other or the next.
 	Forget
 )
 

@@ -93,7 +93,7 @@ func newHostLookups() hostLookups {
 		}, lookupLabels()),
 		misses: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "istio_on_demand_dns_cache_misses_total",
-			Help: "Those of them for which a nameserver had to be asked (unstable)",
+			Help: "Connections for which a nameserver had to be asked for a workload's name, no cache knowing it (unstable)",
 		}, lookupLabels()),
 		mu: new(sync.Mutex), seen: map[string]bool{},
 	}

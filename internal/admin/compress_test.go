@@ -81,3 +81,25 @@ func TestStatsAreCompressed(t *testing.T) {
 		}
 	}
 }
+
+func FuzzAcceptEncoding(f *testing.F) {
+	for _, s := range []string{"", "gzip", "br;q=0.5, zstd;q=1.0", "*;q=0, identity", "gzip;q=NaN,x-gzip;q=1e-9", ";,;q=", "*"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, accept := range []string{s, s[:len(s)/2]} {
+			if c := bestCoding([]string{accept}); c.name == "" || c.start == nil {
+				t.Errorf("%q leads nowhere", accept)
+			}
+		}
+	})
+}
+
+func TestEveryPrefixOfAnAcceptEncodingIsUnderstood(t *testing.T) {
+	const whole = "gzip;q=0.5, br;q=0.9, *;q=0.1, identity;q=0"
+	for i := range len(whole) + 1 {
+		if c := bestCoding([]string{whole[:i]}); c.start == nil {
+			t.Errorf("%q leads nowhere", whole[:i])
+		}
+	}
+}

@@ -117,7 +117,9 @@ func (c *conn) Write(b []byte) (written int, err error) {
 }
 
 func (c *conn) put(b []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(c.gate.take))
+	if err := c.SetWriteDeadline(time.Now().Add(c.gate.take)); err != nil {
+		return 0, err
+	}
 	return c.TCPConn.Write(b)
 }
 

@@ -84,7 +84,7 @@ func (p *profiler) cpu(w http.ResponseWriter, r *http.Request) {
 
 // startCPU records at another frequency than Go's if that is asked for. The
 // runtime then says on stderr that it cannot change the rate, and keeps it:
-// there is no other way, and no other harm (golang/go#40094).
+// there is no other way, and no other harm (golang/go#42502).
 func startCPU(to *bytes.Buffer, frequency int) error {
 	if frequency != usualFrequency {
 		runtime.SetCPUProfileRate(frequency)

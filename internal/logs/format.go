@@ -18,6 +18,8 @@ const timeLayout = "2006-01-02T15:04:05.000000Z"
 // appendPlain renders the format of contract 14.2:
 //
 //	<time>\t<level>\t<target>[:span{field=value …}]…[\t<message>\t<k=v k=v …>]\n
+//
+// Without a message its tab is left out too, as the reference does.
 func appendPlain(buf []byte, l *line) []byte {
 	buf = l.time.UTC().AppendFormat(buf, timeLayout)
 	buf = append(buf, '\t')
@@ -35,8 +37,10 @@ func appendPlain(buf []byte, l *line) []byte {
 	}
 	if l.message != "" || len(l.fields) > 0 {
 		buf = append(buf, '\t')
-		buf = appendBare(buf, l.message)
-		buf = append(buf, '\t')
+		if l.message != "" {
+			buf = appendBare(buf, l.message)
+			buf = append(buf, '\t')
+		}
 		buf = appendFields(buf, l.fields)
 	}
 	return append(buf, '\n')

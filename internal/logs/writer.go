@@ -42,6 +42,7 @@ type writer struct {
 	out    io.Writer
 	notice func(lost uint64) []byte // the line that says how many were lost
 	grace  time.Duration            // flushGrace, but in tests
+	limit  int64                    // queueBytes, but in tests
 	queue  chan *[]byte
 	pool   sync.Pool // of *[]byte
 	done   chan struct{}
@@ -64,7 +65,7 @@ type writer struct {
 var errStuck = errors.New("the log's output takes nothing")
 
 func newWriter(out io.Writer, notice func(lost uint64) []byte) *writer {
-	w := &writer{out: out, notice: notice, grace: flushGrace, queue: make(chan *[]byte, queueLines), done: make(chan struct{})}
+	w := &writer{out: out, notice: notice, grace: flushGrace, limit: queueBytes, queue: make(chan *[]byte, queueLines), done: make(chan struct{})}
 	w.pool.New = func() any { b := make([]byte, 0, 512); return &b }
 	go w.run() // ends when Close closes the queue; Close waits for done, unless the output is stuck
 	return w
@@ -92,7 +93,7 @@ func (w *writer) write(l *line, render func([]byte, *line) []byte) error {
 
 func (w *writer) enqueue(buf *[]byte) {
 	size := int64(len(*buf))
-	if w.queued.Add(size) <= queueBytes {
+	if w.queued.Add(size) <= w.limit {
 		select {
 		case w.queue <- buf:
 			return

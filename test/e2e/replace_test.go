@@ -305,3 +305,36 @@ func TestAReplacementThatFails(t *testing.T) {
 		t.Errorf("the pod sent %v", n)
 	}
 }
+
+// TestReboot takes everything away that a node's kernel forgets when it is
+// started anew, and starts the proxy: it is not ready before its pods are
+// captured again.
+func TestReboot(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.p1.Kill())
+	must(t, w.p1.Cleanup())
+	if left := w.traces(t, w.a); len(left) > 0 {
+		t.Fatalf("left in a: %q", left)
+	}
+	link := record(t, w.a)
+	w.eventually(t, func() error { return refused(w.a.Host, w.b.Addr(portEcho), []byte("before there is a proxy")) })
+	w.eventually(t, func() error {
+		if link.kinds(time.Time{})["tcp"] == 0 {
+			return errors.New("the recorder does not see the pod's traffic")
+		}
+		return nil
+	})
+	taken := w.p1.Agent.Snapshots()
+	must(t, w.p1.Restart())
+	w.ready(w.p1)
+	ready := time.Now()
+	if n := w.p1.Agent.Snapshots(); n != taken+1 {
+		t.Errorf("it is ready after %d snapshots", n-taken)
+	}
+	for _, to := range []netip.AddrPort{w.b.Addr(portEcho), w.b.Addr6(portEcho)} {
+		must(t, talks(w.a.Host, to))
+	}
+	if n := link.kinds(ready); n["tcp"] > 0 || n["tunnel"] == 0 {
+		t.Errorf("since it is ready the pod sent %v", n)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/ztunnel-go/ztunnel/xds/pb/discoverypb"
@@ -80,18 +79,27 @@ func (w *World) notify(keys []key) {
 	}
 }
 
-// about finds what a name or alias stands for. There may be several: istiod
-// tells with a service of its workloads, which here have its names as aliases.
-func (w *World) about(typeURL, name string) []Resource {
+// about finds what names or aliases stand for. One may stand for several:
+// istiod tells with a service of its workloads, which here have its names as
+// aliases. The cost is one look at each resource, however many the names.
+func (w *World) about(typeURL string, names []string) map[string][]Resource {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var found []Resource
-	for k, r := range w.by {
-		if k.typeURL == typeURL && (k.name == name || slices.Contains(r.Aliases, name)) {
-			found = append(found, r)
+	found := make(map[string][]Resource, len(names))
+	wanted := make(map[string]bool, len(names))
+	for _, n := range names {
+		wanted[n] = true
+		if r, ok := w.by[key{typeURL, n}]; ok {
+			found[n] = append(found[n], r)
 		}
 	}
-	slices.SortFunc(found, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
+	for k, r := range w.by {
+		for _, alias := range r.Aliases {
+			if k.typeURL == typeURL && alias != k.name && wanted[alias] {
+				found[alias] = append(found[alias], r)
+			}
+		}
+	}
 	return found
 }
 
@@ -196,10 +204,18 @@ func (s *serving) request(req *discoverypb.DeltaDiscoveryRequest) error {
 		changed = changed || sub.names[n]
 		delete(sub.names, n)
 	}
-	if names := req.GetResourceNamesSubscribe(); changed && len(names) > 0 {
+	names := req.GetResourceNamesSubscribe()
+	switch {
+	case !changed:
+		return nil // an answer to us
+	case len(names) > 0:
 		return s.tell(req.GetTypeUrl(), names)
 	}
-	return nil // an answer
+	// As istiod: what subscribes to nothing is told that all is gone.
+	gone := slices.Sorted(maps.Keys(sub.names))
+	clear(sub.names)
+	s.nonce++
+	return s.st.Send(Response(req.GetTypeUrl(), "n"+strconv.Itoa(s.nonce), nil, gone...))
 }
 
 // subscribe answers the first request of a type.
@@ -243,12 +259,13 @@ func (s *serving) tell(url string, names []string) error {
 	var resources []Resource
 	var removed []string
 	told := map[string]bool{}
+	found := s.w.about(url, names)
 	for _, n := range names {
-		found := s.w.about(url, n)
-		if len(found) == 0 {
+		if len(found[n]) == 0 {
 			removed = append(removed, n)
+			delete(s.wants[url].names, n)
 		}
-		for _, r := range found {
+		for _, r := range found[n] {
 			s.wants[url].names[r.Name] = true // which n may be but an alias of
 			if !told[r.Name] {
 				told[r.Name] = true

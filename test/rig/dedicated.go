@@ -21,7 +21,7 @@ type Dedicated struct {
 // What leads the pod's connections to it is the caller's affair. It returns at
 // once; see [Proxy.AwaitReady].
 func (m *Mesh) StartDedicated(pod *netlab.Pod, opts Dedicated) (*Proxy, error) {
-	p := &Proxy{mesh: m, node: pod.Node(), host: pod.Host, wrap: opts.Wrap, Output: newOutput()}
+	p := &Proxy{mesh: m, node: pod.Node(), host: pod.Host, wrap: opts.Wrap, Output: NewOutput()}
 	p.env = map[string]string{
 		"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": opts.Namespace + "/" + pod.Name() + "/" + pod.Name(),
 		"NODE_NAME": pod.Node().Name(), "LOCAL_XDS_PATH": m.state, "XDS_ADDRESS": "",

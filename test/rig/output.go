@@ -24,7 +24,8 @@ type Output struct {
 
 var _ io.Writer = (*Output)(nil)
 
-func newOutput() *Output { return &Output{more: make(chan struct{})} }
+// NewOutput is an output with no line yet.
+func NewOutput() *Output { return &Output{more: make(chan struct{})} }
 
 // Write takes a piece of output.
 func (o *Output) Write(b []byte) (int, error) {

@@ -60,7 +60,7 @@ type Proxy struct {
 
 // Start runs a proxy on a node. It returns at once; see [Proxy.AwaitReady].
 func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
-	p := &Proxy{mesh: m, node: node, host: node.Host, cleans: !opts.Foreign, Output: newOutput()}
+	p := &Proxy{mesh: m, node: node, host: node.Host, cleans: !opts.Foreign, Output: NewOutput()}
 	if opts.In != nil {
 		p.host = opts.In
 	}

@@ -119,8 +119,8 @@ func (m *Mesh) Apply(ctx context.Context, s State) error {
 	return nil
 }
 
-// SetNameservers says whom proxies ask for names outside the mesh. They read it
-// when they start.
+// SetNameservers says whom proxies ask for names outside the mesh. Those that
+// run follow it in some seconds.
 func (m *Mesh) SetNameservers(servers ...netip.Addr) error {
 	var b strings.Builder
 	for _, s := range servers {

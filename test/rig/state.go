@@ -27,7 +27,8 @@ type Workload struct {
 	ServiceAccount        string                       `json:"serviceAccount"`
 	TrustDomain           string                       `json:"trustDomain"`
 	IPs                   []netip.Addr                 `json:"workloadIps"`
-	Protocol              string                       `json:"protocol"` // HBONE or TCP
+	Hostname              string                       `json:"hostname,omitempty"` // to be looked up, without IPs
+	Protocol              string                       `json:"protocol"`           // HBONE or TCP
 	Node                  string                       `json:"node"`
 	WorkloadName          string                       `json:"workloadName"`
 	WorkloadType          string                       `json:"workloadType"`

@@ -41,6 +41,11 @@ var (
 	ErrTooManyDemands = errors.New("too many names are being asked for")
 )
 
+// nothing is a name that no resource has. istiod answers a request that
+// subscribes to no name by telling that all is gone; so whoever has only names
+// to take back asks for this.
+const nothing = "-/-"
+
 // A DemandResult is what became of a demand, as a metric's label.
 type DemandResult string
 
@@ -134,7 +139,7 @@ func (c *Client) leave(t *topic, name string, w *waiter) {
 func (t *topic) answeredLocked(name string, result DemandResult, now time.Time) {
 	if _, asked := t.asked[name]; asked {
 		delete(t.asked, name)
-		if _, resource := t.versions[name]; !resource {
+		if _, resource := t.versions[name]; !resource && name != nothing {
 			t.leaving[name] = struct{}{}
 		}
 	}
@@ -267,9 +272,11 @@ func (c *Client) takeWishes() (wishes []wish) {
 		now.unsubscribe = slices.Collect(maps.Keys(t.leaving))
 		clear(t.fresh)
 		clear(t.leaving)
-		if len(now.subscribe)+len(now.unsubscribe) > 0 {
-			wishes = append(wishes, now)
+		if len(now.subscribe) == 0 {
+			now.subscribe = []string{nothing}
+			t.asked[nothing] = struct{}{}
 		}
+		wishes = append(wishes, now)
 		if len(later.subscribe) > 0 {
 			wishes = append(wishes, later)
 		}

@@ -61,6 +61,8 @@ func TestANameThatIsNoResourceIsTakenBackAndCanBeAskedForAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	srv.World.Put(res(addresses, "other", "1"))
+	ask("other")
 	ask("net/10.0.0.1")
 	byAlias := res(addresses, "uid", "1")
 	byAlias.Aliases = []string{"net/10.0.0.1"}
@@ -78,8 +80,11 @@ func TestANameThatIsNoResourceIsTakenBackAndCanBeAskedForAgain(t *testing.T) {
 	ask("net/10.0.0.1") // of what is there
 	g.age(addresses)
 	ask("uid")
-	if n := g.counts.demanded(DemandPresent); n != 3 {
-		t.Errorf("%d answers, want 3", n)
+	if n := g.counts.demanded(DemandPresent); n != 4 {
+		t.Errorf("%d answers, want 4", n)
+	}
+	if !g.has("other", "1") {
+		t.Error("to ask again cost us another resource") // istiod takes a request without a name for the end of all
 	}
 	// The resource itself is followed.
 	srv.World.Put(res(addresses, "uid", "2"))

@@ -107,6 +107,9 @@ type Config struct {
 	// AUTHZ_POLICY_INFO_LOGGING, on only when exactly "true".
 	PolicyInfo bool
 
+	// Engine is who carries tunnels: reactor (event loops), or std (goroutines
+	// over crypto/tls). TLS_ENGINE (ours), default reactor.
+	Engine string
 	// Balance is how an endpoint of a service is chosen: least-loaded, or
 	// random as the reference does. LB_POLICY (ours), default least-loaded.
 	Balance string

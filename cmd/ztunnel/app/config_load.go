@@ -50,6 +50,7 @@ func Load(env Env, args []string) (*Config, error) {
 		DNSCache:           r.flag("DNS_CACHE", true),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
+		Engine:             r.oneOf("TLS_ENGINE", "reactor", "std"),
 		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
 		PolicyInfo:         r.text("AUTHZ_POLICY_INFO_LOGGING", "") == "true",
 		Args:               strings.Join(args, " "),

@@ -12,6 +12,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
@@ -46,6 +47,7 @@ type node struct {
 	registry   *metrics.Registry
 	reporter   *report.Reporter
 	balance    *balance.Table // of all pods
+	engine     *engine.Engine // nil: goroutines carry tunnels
 	waits      *dataplane.Metrics
 	dnsMetrics *dnsproxy.Metrics
 	ready      *admin.Tasks
@@ -96,7 +98,7 @@ func run(ctx context.Context, params nodeParams) error {
 		last, work = n.buildDedicated, n.serveDedicated
 	}
 	for _, build := range []func(context.Context) error{
-		n.buildMetrics, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, last,
+		n.buildMetrics, n.buildEngine, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, last,
 	} {
 		if err := build(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -314,7 +316,7 @@ func (n *node) proxyConfig() dataplane.Config {
 func (n *node) shared(logger *slog.Logger) dataplane.Shared {
 	s := dataplane.Shared{
 		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookups.Addresses,
-		Metrics: n.waits, Logger: logger,
+		Metrics: n.waits, Logger: logger, Engine: n.engine,
 	}
 	if n.cfg.Control.OnDemand && n.feed != nil {
 		s.Demand, s.Used = n.feed.Demand, n.feed.Used

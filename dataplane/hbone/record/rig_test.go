@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// As the binary: without it a machine that has no AES instructions would choose
+// a suite that we do not have.
+//
+//go:debug fips140=on
+
 package record_test
 
 import (

@@ -1,36 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hbone
+package wire
 
 import (
+	"io"
 	"net"
 	"sync"
 	"time"
 )
 
-// Conn shows a stream as a net.Conn, so that a tunnel can be made within it
+// A Line is what [NetConn] needs of a stream.
+type Line interface {
+	io.Reader
+	io.Writer
+	CloseWrite() error
+	ResetWith(Code)
+	Close() error
+}
+
+// NetConn shows a stream as a net.Conn, so that a tunnel can be made within it
 // (contract 4.9). The addresses are those of the tunnel. A deadline that
 // passes resets the stream; one that is moved in time does nothing.
-func (s *Stream) Conn() net.Conn { return &streamConn{Stream: s} }
+func NetConn(s Line, local, remote net.Addr) net.Conn {
+	return &netConn{Line: s, local: local, remote: remote}
+}
 
-type streamConn struct {
-	*Stream
+type netConn struct {
+	Line
+	local, remote net.Addr
 
 	mu    sync.Mutex
 	timer *time.Timer // guarded by mu: the earliest deadline set last
 }
 
-var _ net.Conn = (*streamConn)(nil)
+func (c *netConn) LocalAddr() net.Addr  { return c.local }
+func (c *netConn) RemoteAddr() net.Addr { return c.remote }
 
-func (c *streamConn) LocalAddr() net.Addr  { return c.c.raw.LocalAddr() }
-func (c *streamConn) RemoteAddr() net.Addr { return c.c.raw.RemoteAddr() }
-
-func (c *streamConn) SetReadDeadline(t time.Time) error  { return c.SetDeadline(t) }
-func (c *streamConn) SetWriteDeadline(t time.Time) error { return c.SetDeadline(t) }
+func (c *netConn) SetReadDeadline(t time.Time) error  { return c.SetDeadline(t) }
+func (c *netConn) SetWriteDeadline(t time.Time) error { return c.SetDeadline(t) }
 
 // SetDeadline serves the two uses that TLS and the engine make of deadlines: a
 // last write that must not hang, and nothing.
-func (c *streamConn) SetDeadline(t time.Time) error {
+func (c *netConn) SetDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.timer != nil {
@@ -45,10 +56,10 @@ func (c *streamConn) SetDeadline(t time.Time) error {
 
 // Close ends the stream cleanly if the peer has ended it, and gives it up
 // otherwise.
-func (c *streamConn) Close() error {
+func (c *netConn) Close() error {
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
 	_ = c.CloseWrite() // the stream may be broken, and is closed all the same
-	return c.Stream.Close()
+	return c.Line.Close()
 }
