@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
@@ -43,7 +44,15 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 	defer p.shared.Reporter.SocketClosed(report.Destination)
 	defer c.Close()
 
-	if err := p.serveTunnel(c); err != nil {
+	if full := p.shared.Gate.enter(c.Peer.Addr()); full != "" {
+		p.shared.Metrics.crowded(full)
+		abort(c)
+		p.logFor(targetInbound).Debug("connection refused", slog.Any("peer", c.Peer), slog.String("error", errCrowd.Error()))
+		return
+	}
+	outside := sync.OnceFunc(func() { p.shared.Gate.leave(c.Peer.Addr()) })
+	defer outside()
+	if err := p.serveTunnel(c, outside); err != nil {
 		if p.ctx.Err() != nil {
 			err = context.Cause(p.ctx) // which is why it failed
 		}
@@ -52,8 +61,9 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 }
 
 // serveTunnel returns the errors that come before the first request; later
-// ones are the requests' own business.
-func (p *Proxy) serveTunnel(c *capture.Conn) error {
+// ones are the requests' own business. proved is called once the handshake is
+// done.
+func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 	log := p.logFor(targetInbound)
 	local, err := p.workload(log)
 	if err != nil {
@@ -70,6 +80,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn) error {
 		Handler:  func(r *hbone.Connect) { p.serveConnect(c, r) },
 		Identity: mtls.PeerIdentity,
 	})
+	proved()
 	if err != nil {
 		return fmt.Errorf("tls handshake error: %s", ioText(err))
 	}

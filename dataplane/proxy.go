@@ -120,6 +120,8 @@ type Shared struct {
 	Used    func(names []string)
 	Metrics *Metrics // nil: waits are not counted
 	Logger  *slog.Logger
+	// Gate bounds connections without a finished handshake; nil: nothing does.
+	Gate *Gate
 	// Engine carries tunnels and their connections on event loops; nil:
 	// goroutines do (TLS_ENGINE=std).
 	Engine *engine.Engine

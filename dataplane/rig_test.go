@@ -48,6 +48,7 @@ type lan struct {
 	// does not hold; nil: nobody.
 	demand func(context.Context, string) error
 
+	gate     *Gate             // of all pods that are started from now on
 	balance  *balance.Table    // of all pods that are started from now on
 	balanced *metrics.Registry // what is counted of it
 
@@ -303,7 +304,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 	equip(&sockets)
 	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, sockets, Shared{
 		Store: n.store, Certs: p.certs, Lookup: lookup, Balance: n.balance,
-		Engine: theEngine, Demand: n.demand, Metrics: NewMetrics(p.registry.Registerer()),
+		Engine: theEngine, Gate: n.gate, Demand: n.demand, Metrics: NewMetrics(p.registry.Registerer()),
 		Reporter: report.New(report.NewMetrics(p.registry), logger),
 		Logger:   logs.Span(logs.Target(logger, "proxy"), "proxy", slog.Any("wl", logs.Bare("ns/"+w.Name))),
 	})

@@ -197,6 +197,11 @@ type HBONE struct {
 	// MaxStreams is how many connections share a tunnel.
 	// POOL_MAX_STREAMS_PER_CONNECTION, default 100.
 	MaxStreams uint16
+	// Handshakes is how many connections to the tunnel ports of all pods may be
+	// without a finished handshake at the same time, and HandshakesPerSource
+	// how many of one address. HANDSHAKE_LIMIT (ours), default 4096;
+	// HANDSHAKE_LIMIT_PER_SOURCE (ours), default 512. Zero: no limit.
+	Handshakes, HandshakesPerSource uint16
 	// IdleTimeout is how long a tunnel outlives its last connection.
 	// POOL_UNUSED_RELEASE_TIMEOUT, default 5 min.
 	IdleTimeout time.Duration

@@ -145,7 +145,10 @@ func (r *reader) hbone() HBONE {
 		ConnectionWindow: r.size("HTTP2_CONNECTION_WINDOW_SIZE", 16<<20, 0, mostWindow),
 		FrameSize:        r.size("HTTP2_FRAME_SIZE", 1<<20, leastFrame, mostFrame),
 		MaxStreams:       r.u16("POOL_MAX_STREAMS_PER_CONNECTION", 100),
-		IdleTimeout:      r.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute),
+
+		Handshakes:          r.u16("HANDSHAKE_LIMIT", 4096),
+		HandshakesPerSource: r.u16("HANDSHAKE_LIMIT_PER_SOURCE", 512),
+		IdleTimeout:         r.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute),
 	}
 }
 

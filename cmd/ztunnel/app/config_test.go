@@ -49,7 +49,7 @@ func TestDefaults(t *testing.T) {
 			XDSRoot: RootCert{Inline: defaultRootCert}, CARoot: RootCert{Inline: defaultRootCert},
 			EmbeddedCADir: "./var/lib/ztunnel/ca", SecretTTL: 24 * time.Hour,
 		}},
-		{"HBONE", c.HBONE, HBONE{4 << 20, 16 << 20, 1 << 20, 100, 5 * time.Minute}},
+		{"HBONE", c.HBONE, HBONE{4 << 20, 16 << 20, 1 << 20, 100, 4096, 512, 5 * time.Minute}},
 		{"Sockets", c.Sockets, Sockets{
 			Keepalive: true, KeepaliveTime: 180 * time.Second, KeepaliveInterval: 180 * time.Second,
 			KeepaliveRetries: 9, PacketMark: &mark, PortReuse: true,

@@ -6,16 +6,18 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/record"
 	"github.com/ztunnel-go/ztunnel/dataplane/reactor"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 )
 
-// buildEngine starts the event loops that carry tunnels, as many as there are
+// buildEngine makes the gate before handshakes, and starts the event loops that carry tunnels, as many as there are
 // worker threads. Where the standard library keeps its ciphers to itself
 // (GODEBUG fips140=only), goroutines over crypto/tls do.
 func (n *node) buildEngine(context.Context) error {
+	n.gate = &dataplane.Gate{All: int(n.cfg.HBONE.Handshakes), PerSource: int(n.cfg.HBONE.HandshakesPerSource)}
 	if n.cfg.Engine == "std" {
 		return nil
 	}

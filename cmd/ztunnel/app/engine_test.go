@@ -24,3 +24,15 @@ func TestTheEngineIsAsAskedFor(t *testing.T) {
 		}
 	}
 }
+
+func TestTheGateIsAsAskedFor(t *testing.T) {
+	leak.Check(t)
+	n := &node{nodeParams: nodeParams{cfg: load(t, map[string]string{
+		"TLS_ENGINE": "std", "HANDSHAKE_LIMIT": "7", "HANDSHAKE_LIMIT_PER_SOURCE": "0"})}, registry: metrics.New("")}
+	if err := n.buildEngine(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if g := n.shared(nil).Gate; g.All != 7 || g.PerSource != 0 {
+		t.Errorf("all %d, of one source %d", g.All, g.PerSource)
+	}
+}

@@ -47,6 +47,7 @@ type node struct {
 	registry   *metrics.Registry
 	reporter   *report.Reporter
 	balance    *balance.Table // of all pods
+	gate       *dataplane.Gate
 	engine     *engine.Engine // nil: goroutines carry tunnels
 	waits      *dataplane.Metrics
 	dnsMetrics *dnsproxy.Metrics
@@ -316,7 +317,7 @@ func (n *node) proxyConfig() dataplane.Config {
 func (n *node) shared(logger *slog.Logger) dataplane.Shared {
 	s := dataplane.Shared{
 		Store: n.store, Certs: n.certs, Reporter: n.reporter, Balance: n.balance, Lookup: n.lookups.Addresses,
-		Metrics: n.waits, Logger: logger, Engine: n.engine,
+		Metrics: n.waits, Logger: logger, Engine: n.engine, Gate: n.gate,
 	}
 	if n.cfg.Control.OnDemand && n.feed != nil {
 		s.Demand, s.Used = n.feed.Demand, n.feed.Used
