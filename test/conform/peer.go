@@ -48,11 +48,13 @@ type peer struct {
 
 const initialWindow = 65535
 
-// newPeer takes a connection whose handshake is done. accepted is told of
-// streams that the other side opens.
-func newPeer(conn *tls.Conn, raw net.Conn, client bool, accepted func(*tunnelStream)) (*peer, error) {
+// newPeer takes a connection whose handshake is done. hello is what a client
+// greeted us with, and nil if we are the client; accepted is told of streams
+// that the other side opens.
+func newPeer(conn *tls.Conn, raw net.Conn, hello *tls.ClientHelloInfo, accepted func(*tunnelStream)) (*peer, error) {
+	client := hello == nil
 	p := &peer{
-		conn: conn, raw: raw, client: client, framer: http2.NewFramer(conn, conn), streams: map[uint32]*tunnelStream{}, nextID: 1,
+		conn: conn, raw: raw, hello: hello, client: client, framer: http2.NewFramer(conn, conn), streams: map[uint32]*tunnelStream{}, nextID: 1,
 		sendRoom: initialWindow, initial: initialWindow, accepted: accepted,
 	}
 	p.changed = sync.NewCond(&p.mu)

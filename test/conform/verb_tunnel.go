@@ -158,7 +158,7 @@ func (p *player) tunnel(ctx context.Context, from, to string, c credential) (*pe
 		raw.close()
 		return nil, err
 	}
-	t, err := newPeer(conn, raw, true, nil)
+	t, err := newPeer(conn, raw, nil, nil)
 	if err != nil {
 		raw.close()
 		return nil, err
@@ -374,12 +374,11 @@ func (p *player) serveTunnel(c net.Conn, cfg *tls.Config, accepted func(*tunnelS
 		c.Close()
 		return nil // the scenario sees what the proxy makes of it
 	}
-	t, err := newPeer(conn, c, false, accepted)
+	t, err := newPeer(conn, c, hello, accepted)
 	if err != nil {
 		c.Close()
 		return err
 	}
-	t.hello = hello
 	c.SetDeadline(time.Time{})
 	p.mu.Lock()
 	defer p.mu.Unlock()
