@@ -5,10 +5,12 @@ package dataplane
 import (
 	"errors"
 	"syscall"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 )
 
 // ErrSevered is why connections ended whose pod has lost its network.
-var ErrSevered = errors.New("connection closed: the pod's network is gone")
+var ErrSevered = reason.New(reason.Severed, "connection closed: the pod's network is gone")
 
 // Retire is for a pod whose applications have stopped to listen: peers are
 // asked, by GOAWAY, for no more streams on the tunnels that they have, which

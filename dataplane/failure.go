@@ -10,16 +10,18 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
-	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
-// This file is the one table that turns an error into what operators see: the
-// flag of the metrics (contract 12.5) and the text of the log (contract 14.6).
+// This file turns an error into what operators see: its reason, which has the
+// flag of the metrics (contract 12.5), and the text of the log (contract
+// 14.6). Which error is which reason is in why.go.
 
 // An identityError is a certificate that could not be had.
 type identityError struct{ err error }
@@ -32,12 +34,17 @@ type deliveryError struct{ err error }
 func (e *deliveryError) Error() string { return "connection failed: " + ioText(e.err) }
 
 // errGone ends what was begun for a client that did not wait for it.
-var errGone = errors.New("client disconnected before it was answered")
+var errGone = reason.New(reason.ClientGone, "client disconnected before it was answered")
+
+// denied tells of a connection that ended before it was tracked.
+func (p *Proxy) denied(side report.Side, c *capture.Conn, err error) {
+	p.shared.Reporter.Denied(report.Early{Reporter: side, Src: c.Peer, Dst: c.Dst, Why: Why(err), Err: err})
+}
 
 // outboundFailure judges an upstream that could not be had.
-func outboundFailure(ctx context.Context, err error) (report.Flag, error) {
-	if flag, cause, ended := endedBy(ctx); ended {
-		return flag, cause
+func outboundFailure(ctx context.Context, err error) (reason.Reason, error) {
+	if why, cause, ended := endedBy(ctx); ended {
+		return why, cause
 	}
 	var (
 		identity  *identityError
@@ -45,30 +52,31 @@ func outboundFailure(ctx context.Context, err error) (report.Flag, error) {
 		handshake *hbone.HandshakeError
 		status    *hbone.StatusError
 	)
+	why := Why(err)
 	switch {
 	case errors.As(err, &identity):
-		return report.FlagIdentityError, identity
+		return why, identity
 	case errors.As(err, &dial) && dial.Timeout():
-		return report.FlagNetworkPolicy, dial
+		return why, dial
 	case errors.As(err, &dial):
-		return report.FlagConnect, ioError(dial.Err)
+		return why, ioError(dial.Err)
 	case errors.As(err, &handshake):
-		return report.FlagH2HandshakeFailure, handshake
+		return why, handshake
 	case errors.As(err, &status), errors.Is(err, hbone.ErrDraining):
-		return report.FlagConnect, err
+		return why, err
 	}
-	return report.FlagConnect, ioError(err) // of TLS too (contract 12.5)
+	return why, ioError(err) // of TLS too (contract 12.5)
 }
 
 // endOf judges how a connection ended that had both its ends, or on the way
 // to its application. What we ended it for comes before what broke because of
 // that.
-func endOf(ctx context.Context, err error) (report.Flag, error) {
+func endOf(ctx context.Context, err error) (reason.Reason, error) {
 	if err == nil {
-		return report.FlagNone, nil
+		return reason.Ended, nil
 	}
-	if flag, cause, ended := endedBy(ctx); ended {
-		return flag, cause
+	if why, cause, ended := endedBy(ctx); ended {
+		return why, cause
 	}
 	var (
 		denied   *rbac.DeniedError
@@ -76,33 +84,34 @@ func endOf(ctx context.Context, err error) (report.Flag, error) {
 	)
 	switch {
 	case errors.As(err, &denied):
-		return report.FlagDeny, denied
+		return denied.Why(), denied
 	case errors.As(err, &delivery):
-		return report.FlagConnect, delivery
+		return whyDelivery(delivery.err), delivery
 	case errors.Is(err, revocation.ErrPeerRevoked):
-		return report.FlagCertificateRevoked, revocation.ErrPeerRevoked
+		return reason.PeerRevoked, revocation.ErrPeerRevoked
 	case errors.Is(err, ErrSevered): // as a drain
-		return report.FlagNone, ErrSevered
+		return reason.Severed, ErrSevered
 	case relay.Quiet(err): // a peer that went away without complaint (contract 4.8)
-		return report.FlagNone, nil
+		return whyQuiet(err), nil
 	}
-	return report.FlagConnect, err
+	return whyCarried(err), err
 }
 
 // endedBy says whether somebody of ours ended the connection, and how that is
 // told.
-func endedBy(ctx context.Context) (report.Flag, error, bool) {
+func endedBy(ctx context.Context) (reason.Reason, error, bool) {
 	cause := context.Cause(ctx)
-	switch {
-	case cause == nil:
-		return "", nil, false
-	case errors.Is(cause, live.ErrPolicyChange):
-		return report.FlagDeny, cause, true
-	case errors.Is(cause, errGone): // as quiet as a client that goes later
-		return report.FlagNone, nil, true
-	default: // drain: closed counts, failed does not, the log is an error (contract 12.5)
-		return report.FlagNone, cause, true
+	if cause == nil {
+		return reason.Unknown, nil, false
 	}
+	why, known := reason.Of(cause)
+	switch {
+	case why == reason.ClientGone: // as quiet as a client that goes later
+		return why, nil, true
+	case !known: // whatever it is, we ended it
+		why = reason.Drained
+	}
+	return why, cause, true // of a drain closed counts, failed does not, and the log is an error (contract 12.5)
 }
 
 func ioError(err error) error { return fmt.Errorf("io error: %s", ioText(err)) }

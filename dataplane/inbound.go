@@ -5,7 +5,6 @@ package dataplane
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -18,6 +17,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/proxyproto"
 	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -56,7 +56,7 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 		if p.ctx.Err() != nil {
 			err = context.Cause(p.ctx) // which is why it failed
 		}
-		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+		p.denied(report.Destination, c, err)
 	}
 }
 
@@ -67,11 +67,11 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 	log := p.logFor(targetInbound)
 	local, err := p.workload(log)
 	if err != nil {
-		return fmt.Errorf("signing error: workload is unknown: %s", p.pod.label())
+		return reason.Errorf(reason.WorkloadUnknown, "signing error: workload is unknown: %s", p.pod.label())
 	}
 	bundle, err := p.certificate(p.ctx, local.Identity())
 	if err != nil {
-		return fmt.Errorf("signing error: %w", err)
+		return reason.Errorf(whyCertificate(err), "signing error: %w", err)
 	}
 	opts, seen := p.witnessed()
 	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), hbone.ServerConfig{
@@ -82,7 +82,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 	})
 	proved()
 	if err != nil {
-		return fmt.Errorf("tls handshake error: %s", ioText(err))
+		return reason.New(whyTLS(err), "tls handshake error: "+ioText(err))
 	}
 	release, err := p.enter(revocation.Destination, seen, conn.End)
 	if err != nil {
@@ -104,7 +104,7 @@ func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
 		slog.Any("id", logs.Bare(traceID(r.Header("traceparent")))), slog.Any("peer", c.Peer))
 	a, status, err := p.target(log, c, r)
 	if err != nil {
-		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+		p.denied(report.Destination, c, err)
 		p.reject(log, r, status)
 		return
 	}
@@ -115,7 +115,7 @@ func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
 // is asked for permission (contract 5.2).
 func (p *Proxy) target(log *slog.Logger, c *capture.Conn, r *hbone.Connect) (arrival, int, error) {
 	if r.Method != http.MethodConnect {
-		return arrival{}, http.StatusBadRequest, fmt.Errorf("expected method CONNECT, got %s", r.Method)
+		return arrival{}, http.StatusBadRequest, reason.Errorf(reason.BadMethod, "expected method CONNECT, got %s", r.Method)
 	}
 	target, err := route.ParseTarget(r.Authority)
 	if err != nil {
@@ -246,7 +246,7 @@ func (p *Proxy) plaintext(c *capture.Conn) {
 	deny := func(err error) {
 		defer closed()
 		abort(c)
-		p.shared.Reporter.Denied(report.Early{Reporter: report.Destination, Src: c.Peer, Dst: c.Dst, Err: err})
+		p.denied(report.Destination, c, err)
 	}
 	if err := p.cfg.Illegal.Inbound(c.Dst.Port()); err != nil {
 		deny(err)
@@ -344,7 +344,7 @@ func (p *Proxy) arrive(a arrival, from caller) {
 	if err != nil {
 		answered()
 		from.refuse(err)
-		rep.Close(report.FlagDeny, err)
+		rep.Close(Why(err), err)
 		end()
 		return
 	}

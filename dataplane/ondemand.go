@@ -5,13 +5,13 @@ package dataplane
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
@@ -28,7 +28,7 @@ const (
 )
 
 // errTooManyInquiries refuses a connection beyond [maxInquiries].
-var errTooManyInquiries = errors.New("too many connections are waiting for the control plane")
+var errTooManyInquiries = reason.New(reason.ControlPlaneBusy, "too many connections are waiting for the control plane")
 
 // inquiries are who asks at the moment, by the direction of the connection:
 // who floods a pod with requests must not cut it off.
@@ -51,9 +51,9 @@ func (p *Proxy) inquire(ctx context.Context, asking *atomic.Int64, name string) 
 		return context.Cause(p.ctx)
 	case errors.Is(err, context.DeadlineExceeded):
 		p.expire("answer")
-		return fmt.Errorf("timed out waiting for '%s' from xds", name)
+		return reason.Errorf(reason.ControlPlaneSilent, "timed out waiting for '%s' from xds", name)
 	}
-	return err
+	return reason.Errorf(reason.ControlPlaneUnasked, "%w", err)
 }
 
 // ask decides, and looks hostnames up, and asks the control plane, as long as

@@ -48,7 +48,7 @@ func (p *Proxy) send(log *slog.Logger, c *capture.Conn, trace trace) {
 	if err != nil {
 		defer closed()
 		abort(c)
-		p.shared.Reporter.Denied(report.Early{Reporter: report.Source, Src: c.Peer, Dst: c.Dst, Err: err})
+		p.denied(report.Source, c, err)
 		return
 	}
 	for _, w := range out.Warnings {

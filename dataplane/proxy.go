@@ -31,6 +31,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
@@ -173,7 +174,7 @@ type Proxy struct {
 }
 
 // ErrDrained ends connections that outlive a drain (contract 10.6, 15.3).
-var ErrDrained = errors.New("connection closed due to connection drain")
+var ErrDrained = reason.New(reason.Drained, "connection closed due to connection drain")
 
 // Start begins to accept. It returns at once; nothing here fails.
 func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {

@@ -30,6 +30,7 @@ func (p *Proxy) socks(c *capture.Conn) {
 	dst, err := p.negotiate(c)
 	if err != nil {
 		p.shared.Reporter.SocketClosed(report.Source)
+		p.shared.Reporter.Refused(report.Source, whySOCKS(err))
 		_ = c.Close() // the first error is the one to tell
 		log.Warn(fmt.Sprintf("failed to negotiate socks connection: %v", err))
 		return

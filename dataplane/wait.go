@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -106,6 +107,9 @@ func (e *unknownWorkloadError) Error() string {
 	return "failed to fetch information about local workload: " + e.pod.label()
 }
 
+// Why is the error's reason.
+func (e *unknownWorkloadError) Why() reason.Reason { return reason.WorkloadUnknown }
+
 // WaitWorkload waits, until ctx ends, for the workload that belongs to pod
 // among those of node; nil says that it did not come. An empty node means any.
 func WaitWorkload(ctx context.Context, store *mesh.Store, node string, pod Pod) *mesh.Workload {
@@ -144,7 +148,7 @@ func (p Pod) workloadUID(cluster string) string {
 // Config.WorkloadWait to come.
 func (p *Proxy) certificate(ctx context.Context, id identity.ID) (*certs.Bundle, error) {
 	defer during(&p.waits.certificate)()
-	late := fmt.Errorf("timed out waiting for the certificate of %s", id)
+	late := reason.Errorf(reason.CertificateLate, "timed out waiting for the certificate of %s", id)
 	ctx, done := context.WithTimeoutCause(ctx, p.cfg.WorkloadWait, late)
 	defer done()
 	bundle, err := p.shared.Certs.Certificate(ctx, id, certs.RealTime)

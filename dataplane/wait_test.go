@@ -46,9 +46,11 @@ func TestAPolicyThatComesLateIsWaitedFor(t *testing.T) {
 			server := n.start(member("server", "10.0.0.2"), waitingLong)
 			server.app(80, echo)
 			heard := make(chan string, 1)
-			var c net.Conn = client.connect("10.0.0.2:80")
+			var c net.Conn
 			if way == "plaintext" {
 				c = n.from("10.0.0.9", "10.0.0.2:80")
+			} else {
+				c = client.connect("10.0.0.2:80")
 			}
 			go func() { heard <- hear(c) }()
 			eventually(t, "a connection that waits", func() bool { return server.Waiting().Policy == 1 })

@@ -5,7 +5,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -330,7 +329,7 @@ func (j *joint) shut() {
 	j.inOver = true
 	err := unix.Shutdown(j.how.FD, unix.SHUT_WR)
 	if err != nil && !errors.Is(err, unix.ENOTCONN) && j.cause == nil {
-		j.cause = fmt.Errorf("while closing connection: %w", os.NewSyscallError("shutdown", err))
+		j.cause = &relay.ClosingError{Err: os.NewSyscallError("shutdown", err)}
 	}
 	j.check()
 }

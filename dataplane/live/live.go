@@ -10,7 +10,6 @@ package live
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/rbac"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -25,7 +25,7 @@ import (
 
 // ErrPolicyChange is the cause of the end of a connection that policy allowed
 // once and does not any more (contract 5.5, 14.6).
-var ErrPolicyChange = errors.New("connection closed due to policy change")
+var ErrPolicyChange = reason.New(reason.PolicyChanged, "connection closed due to policy change")
 
 // A Table holds the open connections of one pod. All methods may be called at
 // any time from any goroutine. Entering and leaving cost the same however many

@@ -12,6 +12,7 @@ package rbac
 import (
 	"net/netip"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
@@ -54,6 +55,14 @@ type DeniedError struct{ Policy, Reason string }
 // Error is the text that access logs show (contract 14.6).
 func (e *DeniedError) Error() string {
 	return "connection closed due to policy rejection: " + e.Reason
+}
+
+// Why tells a policy that denies from policies that do not allow.
+func (e *DeniedError) Why() reason.Reason {
+	if e.Policy != "" {
+		return reason.PolicyDenied
+	}
+	return reason.PolicyNotAllowed
 }
 
 // Evaluate judges a connection by the policies that apply to its destination:

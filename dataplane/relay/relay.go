@@ -78,6 +78,12 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// A ClosingError is a side that could not be closed after all was carried.
+type ClosingError struct{ Err error }
+
+func (e *ClosingError) Error() string { return fmt.Sprintf("while closing connection: %v", e.Err) }
+func (e *ClosingError) Unwrap() error { return e.Err }
+
 // Quiet reports whether err, from [Copy], passes for success in logs and
 // metrics (contract 4.8): a connection or its tunnel that was reset or lost
 // without complaint.

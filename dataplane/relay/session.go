@@ -5,7 +5,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -75,7 +74,7 @@ func (s *session) finish(ctx context.Context) error {
 	case cause != nil:
 		return cause
 	case closing != nil && !Quiet(closing):
-		return fmt.Errorf("while closing connection: %w", closing)
+		return &ClosingError{closing}
 	}
 	return nil
 }
@@ -148,7 +147,7 @@ func (d *direction) run() {
 // half passes an end on, and then watches src, which may yet be reset.
 func (d *direction) half() {
 	if err := d.dst.CloseWrite(); err != nil && !Quiet(err) {
-		d.s.note(fmt.Errorf("while closing connection: %w", err))
+		d.s.note(&ClosingError{err})
 	}
 	w, ok := d.src.(waker)
 	if !ok {

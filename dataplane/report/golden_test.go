@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
@@ -47,15 +48,15 @@ func every(r *Reporter) {
 	c := r.Open(outbound())
 	c.AddReceived(100)
 	c.AddSent(7)
-	c.Close(FlagNone, nil)
+	c.Close(reason.Ended, nil)
 	c = r.Open(inbound())
 	c.AddReceived(100)
 	c.AddSent(7)
-	c.Close(FlagDeny, errors.New("connection closed due to policy rejection: explicitly denied by: b/p"))
+	c.Close(reason.PolicyDenied, errors.New("connection closed due to policy rejection: explicitly denied by: b/p"))
 	plain := inbound()
 	plain.MutualTLS, plain.HBONEAddr, plain.SourceIdentity, plain.Source = false, "", identity.ID{}, nil
 	plain.Dst = addrPort("[2001:db8::2]:80")
-	r.Open(plain).Close(FlagNone, nil)
-	r.Open(Params{Reporter: Source, Src: addrPort("10.0.0.1:4000"), Dst: addrPort("192.0.2.1:80")}).Close(FlagConnect, errors.New("x: \"y\""))
+	r.Open(plain).Close(reason.Ended, nil)
+	r.Open(Params{Reporter: Source, Src: addrPort("10.0.0.1:4000"), Dst: addrPort("192.0.2.1:80")}).Close(reason.ConnectRefused, errors.New("x: \"y\""))
 	r.Denied(Early{Reporter: Destination, Src: addrPort("10.0.0.1:4000"), Dst: addrPort("10.0.0.2:15001"), Err: errors.New("attempted recursive call to ourselves")})
 }

@@ -3,6 +3,7 @@
 package report
 
 import (
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
@@ -71,11 +72,11 @@ type labels struct {
 	source, destination                    end
 	sourcePrincipal, destinationPrincipal  string
 	service, serviceNamespace, serviceName string
-	flag                                   Flag
+	flag                                   reason.Flag
 	mutualTLS, located                     bool
 }
 
-func labelsOf(p *Params, flag Flag) labels {
+func labelsOf(p *Params, flag reason.Flag) labels {
 	l := labels{
 		reporter:    p.Reporter,
 		source:      endOf(p.Source, p.SourceBaggage),

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 )
@@ -19,6 +20,7 @@ type Metrics struct {
 	traffic *table
 	sockets *prometheus.GaugeVec
 	lookups hostLookups
+	ends    *[2][256]atomic.Uint64 // by side and reason
 }
 
 // NewMetrics registers the traffic families. It panics if they are registered
@@ -30,6 +32,7 @@ func NewMetrics(r *metrics.Registry) *Metrics {
 			Name: "istio_tcp_sockets_open", Help: "Accepted TCP sockets that are open now (unstable)",
 		}, []string{"reporter"}),
 		lookups: newHostLookups(),
+		ends:    new([2][256]atomic.Uint64),
 	}
 	r.Stream(m.families()...)
 	r.Registerer().MustRegister(m.sockets, m.lookups.count, m.lookups.misses, prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -63,6 +66,30 @@ func (m *Metrics) families() []metrics.Stream {
 			func(s *series) (*atomic.Uint64, bool) { return &s.sent, s.opened.Load() > 0 }),
 		read("istio_tcp_connections_failed_total", "TCP connections that ended with a response flag so far (unstable)",
 			func(s *series) (*atomic.Uint64, bool) { return &s.failed, false }),
+		{
+			Name: "ztunnel_ends_total",
+			Help: "Connections that were refused, or did not end well, by reason: see operations.md (unstable)",
+			Each: m.eachEnd,
+		},
+	}
+}
+
+// end counts a connection that was refused or did not end well.
+func (m *Metrics) end(side Side, why reason.Reason) {
+	if why != reason.Ended {
+		m.ends[side][why].Add(1)
+	}
+}
+
+// eachEnd streams what [Metrics.end] has counted.
+func (m *Metrics) eachEnd(yield func(metrics.Labels, uint64)) {
+	for side := range m.ends {
+		for _, why := range reason.All() {
+			if n := m.ends[side][why].Load(); n > 0 {
+				text := metrics.AppendLabel(nil, "reporter", Side(side).String())
+				yield(metrics.Labels(metrics.AppendLabel(text, "reason", why.String())), n)
+			}
+		}
 	}
 }
 

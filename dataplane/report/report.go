@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -45,21 +46,6 @@ func (s Side) direction() string {
 	}
 	return "outbound"
 }
-
-// A Flag says why a connection ended, as the label response_flags does
-// (contract 12.5).
-type Flag string
-
-const (
-	FlagNone               Flag = "-"
-	FlagDeny               Flag = "DENY"
-	FlagConnect            Flag = "CONNECT" // a connection failure, or any other error
-	FlagTLSFailure         Flag = "TLS_FAILURE"
-	FlagH2HandshakeFailure Flag = "H2_HANDSHAKE_FAILURE"
-	FlagNetworkPolicy      Flag = "NETWORK_POLICY"
-	FlagIdentityError      Flag = "IDENTITY_ERROR"
-	FlagCertificateRevoked Flag = "CERT_REVOKED"
-)
 
 // Params is what is known of a connection when it is opened.
 type Params struct {
@@ -103,12 +89,36 @@ type Params struct {
 type Reporter struct {
 	metrics *Metrics
 	access  *slog.Logger
+	extras  Extras
+}
+
+// Extras is what lines have behind the reference's keys.
+type Extras struct {
+	Reasons bool // the name of the reason (ACCESS_LOG_REASON)
 }
 
 // New returns a reporter that counts in m and writes access lines to logger
 // under the target access, without spans (contract 14.4).
 func New(m *Metrics, logger *slog.Logger) *Reporter {
-	return &Reporter{m, logs.Target(logger, "access")}
+	return &Reporter{metrics: m, access: logs.Target(logger, "access")}
+}
+
+// With is a reporter like r whose lines have more.
+func (r *Reporter) With(extras Extras) *Reporter {
+	with := *r
+	with.extras = extras
+	return &with
+}
+
+// Extras is what [Reporter.With] was told.
+func (r *Reporter) Extras() Extras { return r.extras }
+
+// because adds the reason if it is wanted.
+func (r *Reporter) because(attrs []slog.Attr, why reason.Reason) []slog.Attr {
+	if !r.extras.Reasons {
+		return attrs
+	}
+	return append(attrs, slog.String("reason", why.String()))
 }
 
 // A Conn is one open connection. Its Add methods may be called from any
@@ -130,7 +140,7 @@ func (r *Reporter) Open(p Params) *Conn {
 	if c.opened.IsZero() {
 		c.opened = time.Now()
 	}
-	c.series = r.metrics.traffic.take(labelsOf(&p, FlagNone))
+	c.series = r.metrics.traffic.take(labelsOf(&p, reason.FlagNone))
 	c.series.opened.Add(1)
 	if r.access.Enabled(context.Background(), slog.LevelDebug) {
 		r.access.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", c.attrs()...)
@@ -157,15 +167,16 @@ func (c *Conn) Received() uint64 { return c.received.Load() }
 // Sent is the count of bytes to the client so far.
 func (c *Conn) Sent() uint64 { return c.sent.Load() }
 
-// Close counts the connection as closed, and as failed unless flag is
-// [FlagNone], and writes its access line: at error if err is not nil, which
-// may be so without a flag (contract 12.5, drain). Calls after the first do
-// nothing.
-func (c *Conn) Close(flag Flag, err error) {
+// Close counts the connection as closed, and as failed unless the reason's flag
+// is [reason.FlagNone], and writes its access line: at error if err is not nil,
+// which may be so without a flag (contract 12.5, drain). Calls after the first
+// do nothing.
+func (c *Conn) Close(why reason.Reason, err error) {
 	if c.closed.Swap(true) {
 		return
 	}
-	c.count(flag)
+	c.count(why.Flag())
+	c.reporter.metrics.end(c.params.Reporter, why)
 
 	level := slog.LevelInfo
 	if err != nil {
@@ -188,14 +199,15 @@ func (c *Conn) Close(flag Flag, err error) {
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
+	attrs = c.reporter.because(attrs, why)
 	access.LogAttrs(context.Background(), level, "connection complete", attrs...)
 }
 
 // count counts the end of the connection.
-func (c *Conn) count(flag Flag) {
+func (c *Conn) count(flag reason.Flag) {
 	traffic := c.reporter.metrics.traffic
 	defer traffic.give(c.series)
-	if flag == FlagNone {
+	if flag == reason.FlagNone {
 		c.series.closed.Add(1)
 		return
 	}
@@ -209,20 +221,27 @@ func (c *Conn) count(flag Flag) {
 type Early struct {
 	Reporter Side
 	Src, Dst netip.AddrPort // Dst is left out if it is not valid
+	Why      reason.Reason
 	Err      error
 }
 
 // Denied writes the line of a connection that ended before it could be opened.
-// No metric knows of it (contract 12.6).
+// No metric of the reference's knows of it (contract 12.6).
 func (r *Reporter) Denied(e Early) {
+	r.Refused(e.Reporter, e.Why)
 	attrs := make([]slog.Attr, 0, 4)
 	attrs = append(attrs, slog.Any("src.addr", e.Src))
 	if e.Dst.IsValid() {
 		attrs = append(attrs, slog.Any("dst.addr", e.Dst))
 	}
 	attrs = append(attrs, slog.String("direction", e.Reporter.direction()), slog.String("error", e.Err.Error()))
+	attrs = r.because(attrs, e.Why)
 	r.access.LogAttrs(context.Background(), slog.LevelWarn, "connection failed", attrs...)
 }
+
+// Refused counts a connection that ended before it could be opened, and of
+// which others write a line.
+func (r *Reporter) Refused(side Side, why reason.Reason) { r.metrics.end(side, why) }
 
 // SocketOpened counts an accepted socket; a tunnel is one, however many
 // streams it has (contract 12.2). SocketClosed must follow.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -135,19 +136,19 @@ func TestAccessLines(t *testing.T) {
 			c := b.Open(outbound())
 			c.AddReceived(100)
 			c.AddSent(7)
-			c.Close(FlagNone, nil)
-			c.Close(FlagConnect, errors.New("twice"))
+			c.Close(reason.Ended, nil)
+			c.Close(reason.ConnectRefused, errors.New("twice"))
 		}, "debug\taccess\tconnection opened\t" + src + " " + dst + out +
 			"\ninfo\taccess\tconnection complete\t" + src + " " + dst + out + " bytes_sent=100 bytes_recv=7" + took + "\n"},
 		{"the destination answers", func(b *bench) {
 			c := b.Open(inbound())
 			c.AddReceived(100)
 			c.AddSent(7)
-			c.Close(FlagNone, nil)
+			c.Close(reason.Ended, nil)
 		}, "debug\taccess\tconnection opened\t" + src + " " + dst + in +
 			"\ninfo\taccess\tconnection complete\t" + src + " " + dst + in + " bytes_sent=7 bytes_recv=100" + took + "\n"},
 		{"plaintext has no identities, an error is one", func(b *bench) {
-			b.Open(plain(inbound())).Close(FlagConnect, errors.New(`connection failed: "x"`))
+			b.Open(plain(inbound())).Close(reason.ConnectRefused, errors.New(`connection failed: "x"`))
 		}, func() string {
 			both := `src.addr=10.0.0.1:4000 src.workload="client-1" src.namespace="a" src.cluster="c1" dst.addr=[2001:db8::2]:80 dst.service="web.b.svc.cluster.local" dst.workload="server-1" dst.namespace="b" dst.cluster="c2"` + in
 			return "debug\taccess\tconnection opened\t" + both + "\nerror\taccess\tconnection complete\t" + both +
@@ -187,10 +188,49 @@ func TestAccessLines(t *testing.T) {
 	}
 }
 
+func TestTheReasonIsOnLinesThatAreAskedForIt(t *testing.T) {
+	b := newBench(t, "info")
+	r := b.Reporter.With(Extras{Reasons: true})
+	r.Open(inbound()).Close(reason.PolicyDenied, errors.New("x"))
+	r.Open(inbound()).Close(reason.Reset, nil)
+	r.Denied(Early{Src: addrPort("10.0.0.1:4000"), Why: reason.NoService, Err: errors.New("x")})
+	lines := strings.Split(b.lines(), "\n")
+	for i, want := range []string{`error="x" reason="policy_denied"`, `ms" reason="reset"`, `error="x" reason="no_service"`} {
+		if i >= len(lines) || !strings.HasSuffix(lines[i], want) {
+			t.Errorf("line %d of %q does not end with %s", i, lines, want)
+		}
+	}
+}
+
+func TestEveryEndIsCountedByItsReason(t *testing.T) {
+	b := newBench(t, "off")
+	b.Open(inbound()).Close(reason.Ended, nil)
+	b.Open(inbound()).Close(reason.Unknown, errors.New("x"))
+	b.Denied(Early{Why: reason.NoService, Err: errors.New("x")})
+	b.Refused(Source, reason.NoService)
+	var text bytes.Buffer
+	if err := b.registry.Expose(&text); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(text.String()) {
+		if strings.HasPrefix(line, "ztunnel_ends_total{") {
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	want := []string{
+		`ztunnel_ends_total{reporter="source",reason="no_service"} 2`,
+		`ztunnel_ends_total{reporter="destination",reason="unknown"} 1`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestNothingIsLoggedBelowTheLevel(t *testing.T) {
 	b := newBench(t, "error")
-	b.Open(outbound()).Close(FlagNone, nil)
-	b.Open(outbound()).Close(FlagNone, errors.New("x"))
+	b.Open(outbound()).Close(reason.Ended, nil)
+	b.Open(outbound()).Close(reason.Ended, errors.New("x"))
 	if got := strings.Count(b.lines(), "\n"); got != 1 {
 		t.Errorf("%d lines:\n%s", got, b.out)
 	}
@@ -216,12 +256,12 @@ func TestSeries(t *testing.T) {
 			c.AddReceived(100)
 			c.AddSent(7)
 			c.AddReceived(1)
-			c.Close(FlagNone, nil)
+			c.Close(reason.Ended, nil)
 			b.Open(outbound()) // stays open
 		}},
 		{"opened", func(b *bench) { b.Open(outbound()) }},
-		{"denied", func(b *bench) { b.Open(inbound()).Close(FlagDeny, errors.New("x")) }},
-		{"drained", func(b *bench) { b.Open(stranger).Close(FlagNone, errors.New("x")) }},
+		{"denied", func(b *bench) { b.Open(inbound()).Close(reason.PolicyDenied, errors.New("x")) }},
+		{"drained", func(b *bench) { b.Open(stranger).Close(reason.Drained, errors.New("x")) }},
 		{"baggage", func(b *bench) { b.Open(fromBaggage) }},
 		{"overridden", func(b *bench) { b.Open(overridden) }},
 		{"plaintext", func(b *bench) { b.Open(plaintext) }},
@@ -267,7 +307,7 @@ func TestCountsFromManyGoroutinesAreExact(t *testing.T) {
 			if c.Sent() != 3*each || c.Received() != 2*each {
 				t.Errorf("sent %d, received %d", c.Sent(), c.Received())
 			}
-			c.Close(FlagNone, nil)
+			c.Close(reason.Ended, nil)
 		})
 	}
 	wg.Wait()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 )
 
@@ -39,7 +40,7 @@ func TestManyLabelSetsAreFoldedAndNothingIsLost(t *testing.T) {
 	}
 	for _, c := range open {
 		c.AddSent(3)
-		c.Close(FlagNone, nil)
+		c.Close(reason.Ended, nil)
 	}
 	if got := len(b.metrics.traffic.list()); got != maxSets+1 {
 		t.Errorf("%d sets", got)
@@ -71,14 +72,14 @@ func TestIdleLabelSetsGoWhenThereAreMany(t *testing.T) {
 	b, pass := clocked(t)
 	held := b.Open(from("held"))
 	for i := range keepSets - 1 {
-		b.Open(from(fmt.Sprintf("w%d", i))).Close(FlagNone, nil)
+		b.Open(from(fmt.Sprintf("w%d", i))).Close(reason.Ended, nil)
 	}
 	pass(2 * keepIdle)
 	if got := len(b.metrics.traffic.list()); got != keepSets {
 		t.Fatalf("%d sets: none may go while there is room", got)
 	}
 	before := b.metrics.traffic.list() // a scrape in the middle
-	b.Open(from("new")).Close(FlagNone, nil)
+	b.Open(from("new")).Close(reason.Ended, nil)
 	if got := len(b.metrics.traffic.list()); got != 2 {
 		t.Errorf("%d sets, want the one that is open and the new one", got)
 	}
@@ -86,7 +87,7 @@ func TestIdleLabelSetsGoWhenThereAreMany(t *testing.T) {
 		t.Error("a scrape under way has lost series")
 	}
 	held.AddSent(7)
-	held.Close(FlagConnect, errors.New("x"))
+	held.Close(reason.ConnectRefused, errors.New("x"))
 	if got := b.series(); !strings.Contains(got, `source_workload="held"`) || !strings.Contains(got, `response_flags="CONNECT"`) {
 		t.Error("the open connection's series is gone")
 	}
@@ -107,7 +108,7 @@ func (s *stuck) Write(p []byte) (int, error) {
 func TestAScrapeThatStandsStillHoldsNobodyUp(t *testing.T) {
 	b, pass := clocked(t)
 	for i := range keepSets - 1 {
-		b.Open(from(fmt.Sprintf("w%d", i))).Close(FlagNone, nil)
+		b.Open(from(fmt.Sprintf("w%d", i))).Close(reason.Ended, nil)
 	}
 	reader := &stuck{entered: make(chan struct{}), release: make(chan struct{})}
 	scraped := make(chan error)
@@ -116,7 +117,7 @@ func TestAScrapeThatStandsStillHoldsNobodyUp(t *testing.T) {
 	pass(2 * keepIdle)
 	c := b.Open(from("during")) // a new label set, which also drops idle ones
 	c.AddSent(1)
-	c.Close(FlagDeny, errors.New("x")) // and another
+	c.Close(reason.PolicyDenied, errors.New("x")) // and another
 	b.SocketOpened(Destination)
 	b.HostLookup(client(), "db.example", true)
 	var other bytes.Buffer
@@ -156,7 +157,7 @@ func BenchmarkScrapeOfTenThousandSeries(b *testing.B) {
 	m := NewMetrics(registry)
 	for i := range 2_500 {
 		p := from(fmt.Sprintf("w%d", i))
-		s := m.traffic.take(labelsOf(&p, FlagNone))
+		s := m.traffic.take(labelsOf(&p, reason.FlagNone))
 		s.opened.Add(1)
 		s.closed.Add(1)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
@@ -105,7 +106,7 @@ func (d *decision) miss(name fmt.Stringer) {
 func (d *decision) decide() (Outcome, error) {
 	src, dst := d.query.Source, d.query.Dst
 	if src == nil {
-		return Outcome{}, errors.New("the source workload is unknown")
+		return Outcome{}, reason.New(reason.WorkloadUnknown, "the source workload is unknown")
 	}
 	asked := d.askedService()
 	if asked != nil {

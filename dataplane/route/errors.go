@@ -3,16 +3,15 @@
 package route
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
 
 // ErrRecursive refuses a connection that would lead the proxy to itself.
-var ErrRecursive = errors.New("attempted recursive call to ourselves")
+var ErrRecursive = reason.New(reason.RecursiveCall, "attempted recursive call to ourselves")
 
 // IllegalPorts are the proxy's own ports, to which it never connects.
 type IllegalPorts []uint16
@@ -39,23 +38,23 @@ func (p IllegalPorts) Inbound(port uint16) error {
 // tools (contract 14.6).
 
 func errNoUpstream(dst netip.AddrPort) error {
-	return fmt.Errorf("no healthy upstream: %v", dst)
+	return reason.Errorf(reason.NoHealthyUpstream, "no healthy upstream: %v", dst)
 }
 
 func errNoService(dst netip.AddrPort) error {
-	return fmt.Errorf("no service for target address: %v", dst)
+	return reason.Errorf(reason.NoService, "no service for target address: %v", dst)
 }
 
 func errNoRoute(w *mesh.Workload) error {
-	return fmt.Errorf("no valid routing destination for workload: %s", w.UID)
+	return reason.Errorf(reason.NoRoute, "no valid routing destination for workload: %s", w.UID)
 }
 
 func errUnknownWaypoint(g *mesh.GatewayAddress) error {
-	return fmt.Errorf("unknown waypoint: waypoint %s not found", gatewayName(g))
+	return reason.Errorf(reason.UnknownWaypoint, "unknown waypoint: waypoint %s not found", gatewayName(g))
 }
 
 func errUnknownGateway(g *mesh.GatewayAddress) error {
-	return fmt.Errorf("unknown network gateway: network gateway %s not found", gatewayName(g))
+	return reason.Errorf(reason.UnknownGateway, "unknown network gateway: network gateway %s not found", gatewayName(g))
 }
 
 // gatewayName is the bare hostname, or network/address:port.
@@ -67,11 +66,11 @@ func gatewayName(g *mesh.GatewayAddress) string {
 }
 
 func errUnresolved(w *mesh.Workload) error {
-	return fmt.Errorf("no ip addresses were resolved for workload: %s", w.UID)
+	return reason.Errorf(reason.NameUnresolved, "no ip addresses were resolved for workload: %s", w.UID)
 }
 
 func errNoAddresses(w *mesh.Workload) error {
-	return fmt.Errorf("ip addresses were resolved for workload %s, but valid dns response had no A/AAAA records", w.UID)
+	return reason.Errorf(reason.NameWithoutAddress, "ip addresses were resolved for workload %s, but valid dns response had no A/AAAA records", w.UID)
 }
 
 // A needName carries the wish for a name up to [Decide]. Its text is for a

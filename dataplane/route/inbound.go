@@ -4,12 +4,12 @@ package route
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 )
 
@@ -31,7 +31,7 @@ func ParseTarget(authority string) (Target, error) {
 	host, digits, ok := strings.Cut(authority, ":")
 	port, err := strconv.ParseUint(digits, 10, 16)
 	if !ok || err != nil || !validHost(host) {
-		return Target{}, fmt.Errorf("no valid authority pseudo header: %s", authority)
+		return Target{}, reason.Errorf(reason.BadAuthority, "no valid authority pseudo header: %s", authority)
 	}
 	return Target{Hostname: host, Port: uint16(port)}, nil
 }
@@ -95,7 +95,7 @@ func (in Inbound) Validate(v mesh.View, t Target) error {
 	if g := waypointAt(v, mesh.NetworkAddr{Network: in.Network, Addr: t.Addr.Addr()}); g != nil && in.is(v, g) {
 		return nil
 	}
-	return fmt.Errorf("ip mismatch: %v != %v", in.Addr.Unmap(), t.Addr.Addr())
+	return reason.Errorf(reason.NotThisPod, "ip mismatch: %v != %v", in.Addr.Unmap(), t.Addr.Addr())
 }
 
 // waypointAt is the waypoint of whoever has an address. Weighted waypoints
@@ -174,16 +174,16 @@ func (in Inbound) Upstream(v mesh.View, t Target) (Upstream, error) {
 	} else {
 		svc := v.ServiceByHostname(t.Hostname, in.Local.Namespace)
 		if svc == nil {
-			return Upstream{}, fmt.Errorf("no service or workload for hostname: %s", t.Hostname)
+			return Upstream{}, reason.Errorf(reason.HostUnknown, "no service or workload for hostname: %s", t.Hostname)
 		}
 		if port = in.portOf(v, svc, t.Port); port == 0 {
-			return Upstream{}, fmt.Errorf("requested service %s:%d found, but cannot resolve port", t.Hostname, t.Port)
+			return Upstream{}, reason.Errorf(reason.PortUnresolved, "requested service %s:%d found, but cannot resolve port", t.Hostname, t.Port)
 		}
 		services = []*mesh.Service{svc}
 		if proxied {
 			vip, ok := announcedVIP(svc, in.Network)
 			if !ok {
-				return Upstream{}, fmt.Errorf("requested service %s found, but has no IP addresses", t.Hostname)
+				return Upstream{}, reason.Errorf(reason.ServiceWithoutAddress, "requested service %s found, but has no IP addresses", t.Hostname)
 			}
 			announced = netip.AddrPortFrom(vip, t.Port)
 		}

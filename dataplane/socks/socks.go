@@ -20,8 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 )
 
 const (
@@ -52,6 +55,20 @@ type Error struct {
 
 func (e *Error) Error() string { return e.kind + ": " + e.err.Error() }
 func (e *Error) Unwrap() error { return e.err }
+
+// Why is the reason that goes with the code.
+func (e *Error) Why() reason.Reason {
+	var timeout net.Error
+	switch {
+	case e.code == notSupported:
+		return reason.SOCKSRefused
+	case e.code == unreachable:
+		return reason.SOCKSName
+	case errors.As(e.err, &timeout) && timeout.Timeout():
+		return reason.SOCKSLate
+	}
+	return reason.SOCKSBroken
+}
 
 func broken(err error) error { return &Error{failed, "General", err} }
 func refused(format string, args ...any) error {

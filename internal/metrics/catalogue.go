@@ -84,6 +84,7 @@ func catalogue() []Family {
 		{Name: "ztunnel_dns_cache_total", Kind: Counter, Labels: []string{"result"}, Ours: true},
 		{Name: "ztunnel_dns_dropped_total", Kind: Counter, Labels: []string{"reason"}, Ours: true},
 		{Name: "ztunnel_embedded_ca", Kind: Gauge, Ours: true},
+		{Name: "ztunnel_ends_total", Kind: Counter, Labels: []string{"reporter", "reason"}, Ours: true},
 		{Name: "ztunnel_http_connections_refused_total", Kind: Counter, Labels: []string{"component"}, Ours: true},
 		{Name: "ztunnel_log_lines_lost_total", Kind: Counter, Ours: true},
 		{Name: "ztunnel_metrics_folded_total", Kind: Counter, Ours: true},

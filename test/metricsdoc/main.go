@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Metricsdoc writes the tables of docs/metrics.md from what the proxy
-// registers. `go generate ./test/metricsdoc` runs it; a test says when that is
-// due.
+// registers, and that of docs/operations.md from the reasons there are. `go
+// generate ./test/metricsdoc` runs it; a test says when that is due.
 package main
 
 import (
@@ -12,25 +12,33 @@ import (
 	"strings"
 
 	"github.com/ztunnel-go/ztunnel/cmd/ztunnel/app"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
 )
 
 //go:generate go run .
 
-// page is where the tables stand, from here.
-const page = "../../docs/metrics.md"
+// pages are where tables stand, from here, and what they are.
+func pages() map[string]string {
+	return map[string]string{
+		"../../docs/metrics.md":    tables(app.MetricFamilies()),
+		"../../docs/operations.md": reasons(),
+	}
+}
 
 func main() {
-	text, err := os.ReadFile(page)
-	if err == nil {
-		var fresh string
-		if fresh, err = refresh(string(text), app.MetricFamilies()); err == nil {
-			err = os.WriteFile(page, []byte(fresh), 0o644)
+	for page, table := range pages() {
+		text, err := os.ReadFile(page)
+		if err == nil {
+			var fresh string
+			if fresh, err = refresh(string(text), table); err == nil {
+				err = os.WriteFile(page, []byte(fresh), 0o644)
+			}
 		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", page, err)
+			os.Exit(1)
+		}
 	}
 }
 
@@ -40,14 +48,14 @@ const (
 	end   = "<!-- end -->\n"
 )
 
-// refresh puts new tables into the page.
-func refresh(text string, families []metrics.Family) (string, error) {
+// refresh puts a new table into a page.
+func refresh(text, table string) (string, error) {
 	before, rest, found := strings.Cut(text, begin)
 	_, after, closed := strings.Cut(rest, end)
 	if !found || !closed {
-		return "", fmt.Errorf("%s has not both %q and %q", page, begin, end)
+		return "", fmt.Errorf("it has not both %q and %q", begin, end)
 	}
-	return before + begin + tables(families) + end + after, nil
+	return before + begin + table + end + after, nil
 }
 
 func tables(families []metrics.Family) string {
@@ -73,6 +81,17 @@ func tables(families []metrics.Family) string {
 	for _, s := range sets {
 		fmt.Fprintf(&b, "**%s labels**, in this order: %s.\n\n", s.name, code(s.labels))
 	}
+	return b.String()
+}
+
+// reasons are why connections end or are refused.
+func reasons() string {
+	var b strings.Builder
+	b.WriteString("\n| reason | flag | what it means | what to look at |\n|---|---|---|---|\n")
+	for _, r := range reason.All() {
+		fmt.Fprintf(&b, "| `%v` | `%s` | %s | %s |\n", r, r.Flag(), r.Means(), r.Look())
+	}
+	b.WriteString("\n")
 	return b.String()
 }
 

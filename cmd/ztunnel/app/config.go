@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
 
@@ -106,6 +107,10 @@ type Config struct {
 	// PolicyInfo logs policy decisions at info and not debug.
 	// AUTHZ_POLICY_INFO_LOGGING, on only when exactly "true".
 	PolicyInfo bool
+
+	// AccessLog is what access lines have besides the reference's keys.
+	// ACCESS_LOG_REASON (ours), default none.
+	AccessLog report.Extras
 
 	// Engine is who carries tunnels: reactor (event loops), or std (goroutines
 	// over crypto/tls). TLS_ENGINE (ours), default reactor.

@@ -102,6 +102,7 @@ func (c *Config) ours() object {
 		{"compliancePqc", c.Control.PQC},
 		{"tls12Enabled", c.Control.TLS12},
 		{"authzPolicyInfoLogging", c.PolicyInfo},
+		{"accessLogReason", c.AccessLog.Reasons},
 		{"lbPolicy", c.Balance},
 		{"workloadWaitTimeout", duration(c.WorkloadWait)},
 	}

@@ -44,7 +44,8 @@ const referenceKeys = `adminAddr altCaHostname altXdsHostname caAddress caHeader
 func TestDumpHasTheReferencesKeysAndOurs(t *testing.T) {
 	got := dumped(t, nil)
 	want := append(strings.Fields(referenceKeys), "capture", "bpfPinDir", "cgroupRoot", "hostNetns", "probeScope",
-		"embeddedCaDir", "resolvConf", "dnsCache", "compliancePqc", "tls12Enabled", "authzPolicyInfoLogging", "lbPolicy", "workloadWaitTimeout")
+		"embeddedCaDir", "resolvConf", "dnsCache", "compliancePqc", "tls12Enabled", "authzPolicyInfoLogging",
+		"accessLogReason", "lbPolicy", "workloadWaitTimeout")
 	for _, key := range want {
 		if _, ok := got[key]; !ok {
 			t.Errorf("%s is missing", key)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
 )
 
@@ -50,6 +51,7 @@ func Load(env Env, args []string) (*Config, error) {
 		DNSCache:           r.flag("DNS_CACHE", true),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
+		AccessLog:          report.Extras{Reasons: r.flag("ACCESS_LOG_REASON", false)},
 		Engine:             r.oneOf("TLS_ENGINE", "reactor", "std"),
 		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
 		PolicyInfo:         r.text("AUTHZ_POLICY_INFO_LOGGING", "") == "true",

@@ -16,6 +16,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
@@ -89,9 +90,9 @@ func happen(t *testing.T, e everyCollector) {
 	ended.AddReceived(100)
 	ended.AddReceived(1)
 	ended.AddSent(7)
-	ended.Close(report.FlagNone, nil)
+	ended.Close(reason.Ended, nil)
 	tunnel.Reporter, tunnel.Service = report.Destination, nil
-	r.Open(tunnel).Close(report.FlagDeny, errors.New("refused"))
+	r.Open(tunnel).Close(reason.PolicyDenied, errors.New("refused"))
 	r.Open(report.Params{Reporter: report.Source, Src: tunnel.Src, Dst: netip.MustParseAddrPort("192.0.2.1:80")}).AddReceived(5)
 	r.HostLookup(client, "db.example", true)
 

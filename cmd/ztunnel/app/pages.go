@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
+	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
 	"github.com/ztunnel-go/ztunnel/internal/admin"
@@ -210,10 +212,11 @@ func (n *node) explain(src netip.Addr, dst netip.AddrPort) ([]string, error) {
 	view := n.store.View()
 	source := view.WorkloadAt(mesh.NetworkAddr{Network: n.cfg.Network, Addr: src})
 	if source == nil {
-		return nil, fmt.Errorf("no workload has the address %v in network %q", src, n.cfg.Network)
+		err := reason.Errorf(reason.WorkloadUnknown, "no workload has the address %v in network %q", src, n.cfg.Network)
+		return because(nil, err), err
 	}
 	if err := route.IllegalPorts(n.cfg.IllegalPorts).Outbound(dst); err != nil {
-		return nil, err
+		return because(nil, err), err
 	}
 	out := route.Decide(view, route.Query{
 		Source: source, SourceIP: src, Network: n.cfg.Network, Dst: dst, Explain: true,
@@ -224,7 +227,20 @@ func (n *node) explain(src netip.Addr, dst netip.AddrPort) ([]string, error) {
 	for _, w := range out.Warnings {
 		lines = append(lines, "warning: "+w)
 	}
-	return append(lines, outcomeLines(out)...), out.Err
+	return because(append(lines, outcomeLines(out)...), out.Err), out.Err
+}
+
+// because adds what operators are told of an error's reason.
+func because(lines []string, err error) []string {
+	if err == nil {
+		return lines
+	}
+	why := dataplane.Why(err)
+	lines = append(lines, "reason: "+why.String(), "means: "+why.Means())
+	if why.Look() != "" {
+		lines = append(lines, "look at: "+why.Look())
+	}
+	return lines
 }
 
 func outcomeLines(out route.Outcome) []string {

@@ -195,7 +195,7 @@ func (n *node) closeEnrollment() (err error) {
 func (n *node) buildMetrics(context.Context) error {
 	n.registry = metrics.New(n.version.IstioVersion)
 	n.registry.LogLines(n.log.Lost)
-	n.reporter = report.New(report.NewMetrics(n.registry), n.logger)
+	n.reporter = report.New(report.NewMetrics(n.registry), n.logger).With(n.cfg.AccessLog)
 	n.waits = dataplane.NewMetrics(n.registry.Registerer())
 	if err := n.buildBalance(); err != nil {
 		return err

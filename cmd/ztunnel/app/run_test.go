@@ -386,9 +386,10 @@ func TestDecisionsExplained(t *testing.T) {
 		}, ""},
 		{"10.0.0.1", "192.0.2.1:443", []string{"outcome: TCP", "dial: 192.0.2.1:443"}, ""},
 		{"10.0.0.1", "10.96.0.2:80", []string{"outcome: resolve", "to be resolved first: far.example"}, ""},
-		{"10.0.0.1", "10.96.0.1:81", []string{"outcome: refuse"}, "no healthy upstream: 10.96.0.1:81"},
-		{"10.0.0.1", "127.0.0.1:15001", nil, "attempted recursive call to ourselves"},
-		{"10.0.0.9", "10.96.0.1:80", nil, `no workload has the address 10.0.0.9 in network ""`},
+		{"10.0.0.1", "10.96.0.1:81", []string{"outcome: refuse", "reason: no_healthy_upstream", "means: The service has no endpoint that may be used.",
+			"look at: The service's endpoints, their health and locality."}, "no healthy upstream: 10.96.0.1:81"},
+		{"10.0.0.1", "127.0.0.1:15001", []string{"reason: recursive_call"}, "attempted recursive call to ourselves"},
+		{"10.0.0.9", "10.96.0.1:80", []string{"reason: workload_unknown"}, `no workload has the address 10.0.0.9 in network ""`},
 	} {
 		lines, err := n.explain(netip.MustParseAddr(tc.src), netip.MustParseAddrPort(tc.dst))
 		got := ""

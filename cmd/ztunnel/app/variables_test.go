@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
+	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/internal/control"
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
@@ -213,6 +214,12 @@ func TestVariablesOfTheNode(t *testing.T) {
 		defer n.close()
 		return fmt.Sprint(files(n.cfg.Control.EmbeddedCADir), err)
 	}
+	extras := func(n *node) any {
+		if err := n.buildMetrics(t.Context()); err != nil {
+			return err
+		}
+		return n.reporter.Extras()
+	}
 	made := fmt.Sprint([]string{"ca-key.pem", "root-cert.pem"}, error(nil))
 	lab := map[string]string{"XDS_ADDRESS": "", "FAKE_CA": "true"}
 	lead(t, lab, []given{
@@ -226,6 +233,7 @@ func TestVariablesOfTheNode(t *testing.T) {
 	lead(t, map[string]string{}, []given{
 		{"CONNECTION_TERMINATION_DEADLINE", "7s", func(n *node) any { return n.cfg.Drain }, 7 * time.Second},
 		{"TERMINATION_GRACE_PERIOD_SECONDS", "30", func(n *node) any { return n.cfg.Drain }, 25 * time.Second},
+		{"ACCESS_LOG_REASON", "true", extras, report.Extras{Reasons: true}},
 		{"CRL_PATH", state, func(n *node) any { return n.buildRevocation(context.Background()) != nil }, true},
 	})
 	who := map[string]string{"POD_NAME": "p", "POD_NAMESPACE": "ns", "SERVICE_ACCOUNT": "sa", "TRUST_DOMAIN": "td"}
