@@ -135,20 +135,11 @@ func (p *Pod) follow() error {
 	if err != nil {
 		return err
 	}
-	was := p.src
 	p.own, p.src = own, [2]netip.Addr{src4, src6}
 	if err := p.steer.SetAddresses(own); err != nil {
 		return err
 	}
-	if err := p.router.ensure(src4, src6); err != nil {
-		return err
-	}
-	for i, src := range was {
-		if src.IsValid() && !p.src[i].IsValid() {
-			return p.router.keepLocal(src.Is6())
-		}
-	}
-	return nil
+	return p.router.ensure(src4, src6)
 }
 
 // sources are the addresses that connections leave from, one per family that

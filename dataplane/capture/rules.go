@@ -155,26 +155,6 @@ func (r *router) ensureFamily(src netip.Addr) error {
 	return nil
 }
 
-// keepLocal keeps what is captured flowing between applications and the proxy
-// when their address is gone, with which the kernel has taken the route: what
-// has arrived is to be delivered. What is opened now leaves from loopback,
-// which nothing captures, and goes nowhere.
-func (r *router) keepLocal(v6 bool) error {
-	lo, err := r.h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
-	route := &netlink.Route{LinkIndex: lo.Attrs().Index, Table: captureTable, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
-		Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Src: net.IPv4(127, 0, 0, 1)}
-	if v6 {
-		route.Dst, route.Src = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, net.IPv6loopback
-	}
-	if err := r.h.RouteReplace(route); err != nil {
-		return fmt.Errorf("set route of table %d: %w", route.Table, err)
-	}
-	return nil
-}
-
 // freeDNS takes out the rule for datagrams: sockets that were marked when the
 // pod was captured ask their own servers again.
 func (r *router) freeDNS() error {

@@ -3,6 +3,7 @@
 package capture
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -108,11 +109,14 @@ func (p *Pod) links() (own map[netip.Addr]bool, linked bool, err error) {
 }
 
 // severed ends the proxy's connections through devices that are gone. What they
-// have received can still be read, and in tier A delivered.
+// have received can still be read and delivered.
 func (p *Pod) severed(own map[netip.Addr]bool) {
 	p.node.log.Debug("a pod has lost its network", slog.String("pod", p.name()))
 	if p.ending.told.Severed != nil {
 		p.ending.told.Severed()
+	}
+	if err := p.keepAddresses(own); err != nil {
+		p.node.log.Debug("keep the addresses of a pod that has lost its network", slog.String("pod", p.name()), slog.Any("err", err))
 	}
 	storage := -1
 	if p.tier == TierEBPF {
@@ -122,12 +126,12 @@ func (p *Pod) severed(own map[netip.Addr]bool) {
 	sockets, err := tcpSockets(p.ns, outsiders, storage)
 	var lost []tcpSocket
 	for _, s := range sockets {
-		if s.remote.Addr().IsLoopback() {
-			continue
+		local := s.remote.Addr().IsLoopback() || own[s.remote.Addr()]
+		ours := s.role == roleOwn || s.role == rolePassive
+		if p.tier == TierIstioCNI {
+			ours = s.mark == p.node.cfg.Mark
 		}
-		// Without rules of ours, applications cannot be reached by the pod's
-		// address any more, nor be told of it.
-		if p.tier == TierIstioCNI || (s.role == roleOwn || s.role == rolePassive) && !own[s.remote.Addr()] {
+		if ours && !local {
 			lost = append(lost, s)
 		}
 	}
@@ -137,4 +141,29 @@ func (p *Pod) severed(own map[netip.Addr]bool) {
 	if err != nil { // TCP's own timeouts end them
 		p.node.log.Warn("connections of a pod that has lost its network end late", slog.String("pod", p.name()), slog.Any("err", err))
 	}
+}
+
+// keepAddresses gives lo the addresses that went with their device. Without
+// them the kernel routes nothing between applications and the proxy, neither
+// what has arrived nor a reset.
+func (p *Pod) keepAddresses(own map[netip.Addr]bool) error {
+	return p.ns.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for a := range own {
+			if !a.IsGlobalUnicast() {
+				continue
+			}
+			err := netlink.AddrAdd(lo, &netlink.Addr{Flags: unix.IFA_F_NODAD, IPNet: &net.IPNet{
+				IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen()),
+			}})
+			if !errors.Is(err, unix.EEXIST) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
 }

@@ -165,8 +165,8 @@ func (o *pod) Stop(mode inpod.StopMode) error {
 	return nil
 }
 
-// Hurry ends the grace that Stop gives.
-func (p *pod) Hurry() { p.proxy.Hurry() }
+// Hurry implements [inpod.Proxy].
+func (o *pod) Hurry() { o.proxy.Hurry() }
 
 // Health implements [inpod.Proxy].
 func (o *pod) Health() error { return nil }
