@@ -27,16 +27,20 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-istiod conform nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build test h2spec test-istiod conform nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ztunnel, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ztunnel ./cmd/ztunnel
 
 test: ## every test that this user may run; as root also those that need namespaces and programs
 	$(GO_TEST) $(RACE) -shuffle=on -timeout 15m $(PACKAGES)
+
+# A module of its own, so that h2spec is none of ours.
+h2spec: ## HTTP/2's conformance tests against the server's side of tunnels, both engines
+	cd test/h2spec && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 5m $(PACKAGES)
 
 # A module of its own, with some 140 others in it: the first build takes minutes.
 test-istiod: ## the proxy under Istio's own control plane and node agent (root)

@@ -111,7 +111,13 @@ func (t *Tunnel) beginData() error {
 	}
 	s := t.streams[id]
 	if s == nil {
-		return t.idle()
+		if err := t.idle(); err != nil {
+			return err
+		}
+		if t.fate(id) == wire.FateEnded {
+			f.fault = &streamFault{id, wire.StreamClosed, "DATA for a stream that its sender had closed"}
+		}
+		return nil
 	}
 	switch {
 	case s.recvEnded:
@@ -152,6 +158,9 @@ func (t *Tunnel) finishData() error {
 	}
 	if f.fault != nil {
 		return f.fault
+	}
+	if end {
+		t.past.End(t.lastPeer, f.id())
 	}
 	if end && s != nil {
 		s.endRead()
@@ -239,6 +248,7 @@ func (t *Tunnel) obeySetting(v wire.Setting) error {
 // obeyReset takes RST_STREAM.
 func (t *Tunnel) obeyReset(code wire.Code) error {
 	s := t.streams[t.frame.id()]
+	t.past.End(t.lastPeer, t.frame.id())
 	if s == nil {
 		if err := t.spend(wire.CostNoise); err != nil {
 			return err
@@ -287,6 +297,9 @@ func (t *Tunnel) idle() error {
 	}
 	return wire.Complaint(wire.ProtocolError, "frame of type %d for stream %d, which is idle", t.frame.kind(), id)
 }
+
+// fate is how a stream of the peer's was closed. A server's are no news to us.
+func (t *Tunnel) fate(id uint32) wire.Fate { return t.past.Of(t.lastPeer, id) }
 
 // fault resets one stream for what its peer did wrong.
 func (t *Tunnel) fault(e *streamFault) error {

@@ -123,11 +123,12 @@ func (t *Tunnel) response(b *wire.Block) error {
 // as the reference does.
 func (s *Stream) trailers(end bool) error {
 	switch {
-	case !end:
-		return &streamFault{s.id, wire.ProtocolError, "HEADERS within a stream"}
 	case s.recvEnded:
 		return &streamFault{s.id, wire.StreamClosed, "HEADERS after END_STREAM"}
+	case !end:
+		return &streamFault{s.id, wire.ProtocolError, "HEADERS within a stream"}
 	}
+	s.t.past.End(s.t.lastPeer, s.id)
 	s.endRead()
 	return nil
 }
@@ -146,12 +147,13 @@ func (t *Tunnel) request(b *wire.Block) error {
 		return wire.Complaint(wire.ProtocolError, "HEADERS for stream %d, which is ours to open", id)
 	}
 	if id <= t.lastPeer {
-		if end {
-			return nil // trailers that crossed our reset
-		}
-		return wire.Complaint(wire.ProtocolError, "HEADERS for stream %d, which is closed", id)
+		return t.late(id, end)
 	}
+	t.past.Open(t.lastPeer, id)
 	t.lastPeer = id
+	if end {
+		t.past.End(id, id)
+	}
 	if fault := t.admit(id, b); fault != nil {
 		return fault
 	}
@@ -165,6 +167,17 @@ func (t *Tunnel) request(b *wire.Block) error {
 	s.request = b
 	t.cfg.Request(&Request{stream: s, Headers: b})
 	return nil
+}
+
+// late takes HEADERS for a stream that is closed.
+func (t *Tunnel) late(id uint32, end bool) error {
+	switch fate := t.fate(id); {
+	case fate == wire.FateEnded:
+		return wire.Complaint(wire.StreamClosed, "HEADERS for stream %d, which its sender had closed", id)
+	case fate == wire.FateOurs && end:
+		return nil // trailers that crossed our reset
+	}
+	return wire.Complaint(wire.ProtocolError, "HEADERS for stream %d, which is closed", id)
 }
 
 // admit says why a request gets no stream. A handler outlives a stream that

@@ -77,6 +77,7 @@ type Tunnel struct {
 	streams  map[uint32]*Stream
 	orphans  map[*Stream]struct{} // closed, but joined with sockets that have not taken all
 	lastPeer uint32               // highest stream id of the peer that we have seen
+	past     wire.Past            // server: of the streams up to lastPeer
 	refuse   uint32               // server: streams above it are not served; client: last id the peer serves
 	nextID   uint32               // client: id of the next stream
 	serving  int                  // server: requests whose handler has not let go

@@ -235,10 +235,11 @@ func (c *conn) responseLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]
 // meant to be, as the reference does.
 func (s *stream) trailersLocked(end bool) ([]func(), error) {
 	switch {
-	case !end:
-		return nil, &streamFault{s.id, ProtocolError, "HEADERS within a stream"}
 	case s.recvEnded:
 		return nil, &streamFault{s.id, StreamClosed, "HEADERS after END_STREAM"}
+	case !end:
+		return nil, &streamFault{s.id, ProtocolError, "HEADERS within a stream"}
 	}
+	s.c.past.End(s.c.lastPeer, s.id)
 	return s.endReadLocked(), nil
 }

@@ -71,11 +71,12 @@ type conn struct {
 	provoked int           // frames in control that the peer made us send
 
 	streams  map[uint32]*stream
-	lastPeer uint32 // highest stream id of the peer that we have seen
-	refuse   uint32 // server: streams above it are not served; client: last id the peer serves
-	nextID   uint32 // client: id of the next stream
-	reserved int    // client: streams that a caller was promised
-	serving  int    // server: handlers that run
+	lastPeer uint32    // highest stream id of the peer that we have seen
+	past     wire.Past // server: of the streams up to lastPeer
+	refuse   uint32    // server: streams above it are not served; client: last id the peer serves
+	nextID   uint32    // client: id of the next stream
+	reserved int       // client: streams that a caller was promised
+	serving  int       // server: handlers that run
 
 	peerWindow    int64  // what the peer gives each new stream
 	peerMaxFrame  int    // bytes of payload that the peer takes in a frame

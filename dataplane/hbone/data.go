@@ -85,12 +85,15 @@ func (c *conn) admitData(fh http2.FrameHeader, n int) (*stream, error, error) {
 	if c.recvWindow -= size; c.recvWindow < 0 {
 		return nil, nil, wire.Complaint(FlowControl, "more data than the tunnel's window")
 	}
+	fault := func(code Code, why string) (*stream, error, error) {
+		return nil, &streamFault{fh.StreamID, code, why}, nil
+	}
 	s := c.streams[fh.StreamID]
 	if s == nil {
-		return nil, nil, c.idleLocked(fh)
-	}
-	fault := func(code Code, why string) (*stream, error, error) {
-		return nil, &streamFault{s.id, code, why}, nil
+		if err := c.idleLocked(fh); err != nil || c.past.Of(c.lastPeer, fh.StreamID) != wire.FateEnded {
+			return nil, nil, err
+		}
+		return fault(StreamClosed, "DATA for a stream that its sender had closed")
 	}
 	switch {
 	case s.recvEnded:
@@ -123,11 +126,15 @@ func (c *conn) deliver(s *stream, k *chunk) {
 func (c *conn) finishData(s *stream, fh http2.FrameHeader, n int) {
 	c.mu.Lock()
 	var told []func()
+	end := fh.Flags.Has(http2.FlagDataEndStream)
+	if end {
+		c.past.End(c.lastPeer, fh.StreamID)
+	}
 	if s == nil {
 		c.creditTunnelLocked(int(fh.Length) - n)
 	} else {
 		c.creditLocked(s, int(fh.Length)-n)
-		if fh.Flags.Has(http2.FlagDataEndStream) {
+		if end {
 			told = s.endReadLocked()
 		}
 	}

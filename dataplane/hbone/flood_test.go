@@ -191,7 +191,8 @@ func TestBreachesEndTheTunnel(t *testing.T) {
 		{"PUSH_PROMISE", ProtocolError, frames(http2.FrameHeader{Type: http2.FramePushPromise, Length: 4, StreamID: 1})},
 		{"GOAWAY of four bytes", FrameSize, frames(http2.FrameHeader{Type: http2.FrameGoAway, Length: 4})},
 		{"a frame beyond our size", FrameSize, []byte{0x10, 0, 1, 0, 0, 0, 0, 0, 1}},
-		{"a reused stream", ProtocolError, []byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82}},
+		{"a reused stream", StreamClosed, []byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82}},
+		{"a stream passed over", ProtocolError, []byte{0, 0, 1, 1, 5, 0, 0, 0, 7, 0x82, 0, 0, 1, 1, 5, 0, 0, 0, 5, 0x82}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p, _, done := rawServer(t, Settings{}, func(c *Connect) { <-c.Context().Done() })

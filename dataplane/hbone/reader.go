@@ -193,6 +193,7 @@ func costOf(f http2.Frame) int {
 // resetLocked obeys RST_STREAM.
 func (c *conn) resetLocked(f *http2.RSTStreamFrame) ([]func(), error) {
 	s := c.streams[f.StreamID]
+	c.past.End(c.lastPeer, f.StreamID)
 	if s == nil {
 		if err := c.spendLocked(wire.CostNoise); err != nil {
 			return nil, err

@@ -261,12 +261,13 @@ func (c *conn) requestLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]f
 		return nil, wire.Complaint(ProtocolError, "HEADERS for stream %d, which is ours to open", fh.StreamID)
 	}
 	if fh.StreamID <= c.lastPeer {
-		if end {
-			return nil, nil // trailers that crossed our reset
-		}
-		return nil, wire.Complaint(ProtocolError, "HEADERS for stream %d, which is closed", fh.StreamID)
+		return nil, c.lateLocked(fh.StreamID, end)
 	}
+	c.past.Open(c.lastPeer, fh.StreamID)
 	c.lastPeer = fh.StreamID
+	if end {
+		c.past.End(fh.StreamID, fh.StreamID)
+	}
 	if fault := c.admitRequestLocked(fh.StreamID, b); fault != nil {
 		return nil, fault
 	}
@@ -278,6 +279,17 @@ func (c *conn) requestLocked(fh http2.FrameHeader, b *wire.Block, end bool) ([]f
 	}
 	c.accept(s, b)
 	return nil, nil
+}
+
+// lateLocked takes HEADERS for a stream that is closed.
+func (c *conn) lateLocked(id uint32, end bool) error {
+	switch fate := c.past.Of(c.lastPeer, id); {
+	case fate == wire.FateEnded:
+		return wire.Complaint(StreamClosed, "HEADERS for stream %d, which its sender had closed", id)
+	case fate == wire.FateOurs && end:
+		return nil // trailers that crossed our reset
+	}
+	return wire.Complaint(ProtocolError, "HEADERS for stream %d, which is closed", id)
 }
 
 // admitRequestLocked says why a request gets no stream. A handler outlives a

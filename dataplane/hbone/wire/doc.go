@@ -8,8 +8,9 @@
 //	settings.go  what a side announces
 //	fields.go    requests, answers, the rules of header blocks
 //	budget.go    what frames cost that move nothing
+//	past.go      what is remembered of closed streams
 //
-// It reads no connection, keeps no state and starts nothing. Imports
+// It reads no connection, keeps no state of its own and starts nothing. Imports
 // x/net/http2's hpack and names; imported by dataplane/hbone and
 // dataplane/engine.
 package wire
