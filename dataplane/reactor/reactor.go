@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package reactor runs a few event loops: each is one goroutine on a thread of
-// its own with an epoll instance, which it alone asks. What belongs to a loop
+// Package reactor runs a few event loops: each is one goroutine with an epoll
+// instance, which it alone asks. What belongs to a loop
 // is touched by that loop only, so there is no lock on the way of a byte, no
 // goroutine for a connection, and no read that learns only that there is
 // nothing.
@@ -17,17 +17,21 @@
 // for the rest in the next turn, after everybody else.
 //
 // Descriptors are non-blocking and belong to whoever made them; the package
-// closes none but its own. It knows nothing of what is on them. Imports
+// closes none but its own. A loop that has nothing to do waits as any goroutine
+// waits for a descriptor, by the runtime's poller, in which its epoll instance
+// is one more: a goroutine that blocks in epoll_wait itself keeps its processor
+// from others until the runtime notices, which costs connections that need
+// goroutines too a hundred microseconds a step. It knows nothing of what is on them. Imports
 // internal/sock and x/sys; imported by dataplane/relay and dataplane/engine.
 package reactor
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,6 +101,11 @@ func (g *Group) Close() {
 // A Loop is one event loop. Only Do may be called from elsewhere.
 type Loop struct {
 	ep, wake int
+	file     *os.File        // of ep, for the runtime's poller
+	poller   syscall.RawConn // of file
+	deadline Time            // of file; 0: none
+	events   []unix.EpollEvent
+	ready    int         // of events
 	asleep   atomic.Bool // the loop waits, or is about to: it has to be woken
 
 	mu     sync.Mutex
@@ -126,6 +135,9 @@ type slot struct {
 // bufSize is what one read from a busy tunnel takes at most.
 const bufSize = 256 << 10
 
+// sharing is after how many turns without a wait a loop lets others run.
+const sharing = 32
+
 // keepQueue is the longest queue whose array is kept.
 const keepQueue = 4 << 10
 
@@ -142,13 +154,32 @@ func newLoop() (*Loop, error) {
 		unix.Close(ep)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	l := &Loop{ep: ep, wake: wake, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize)}
-	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot}); err != nil {
+	l := &Loop{
+		ep: ep, wake: wake, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize),
+		events: make([]unix.EpollEvent, batch),
+	}
+	if err := l.pollable(); err != nil {
 		unix.Close(wake)
 		unix.Close(ep)
+		return nil, err
+	}
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot}); err != nil {
+		unix.Close(wake)
+		_ = l.file.Close() // and ep with it
 		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
 	return l, nil
+}
+
+// pollable puts the epoll instance into the runtime's poller, which takes what
+// does not block.
+func (l *Loop) pollable() (err error) {
+	if err := unix.SetNonblock(l.ep, true); err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.ep), "epoll")
+	l.poller, err = l.file.SyscallConn()
+	return err
 }
 
 // Do has f run on the loop, after what was queued before. It reports false if
@@ -182,16 +213,18 @@ type Ender interface{ EndTurn() }
 func (l *Loop) AtEnd(e Ender) { l.ends = append(l.ends, e) }
 
 func (l *Loop) run() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer unix.Close(l.ep)
+	defer l.file.Close()
 	defer unix.Close(l.wake)
-	events := make([]unix.EpollEvent, batch)
-	for {
-		n := l.wait(events)
+	try := func(uintptr) bool { return l.poll() || l.queued() }
+	for turns := 0; ; turns++ {
+		if !l.poll() {
+			l.wait(try)
+		} else if turns%sharing == 0 {
+			runtime.Gosched() // there may be goroutines without a processor
+		}
 		l.now = 0
-		for i := range events[:n] {
-			l.dispatch(&events[i])
+		for i := range l.events[:l.ready] {
+			l.dispatch(&l.events[i])
 		}
 		open := l.runQueue()
 		l.timers.fire(l)
@@ -207,39 +240,39 @@ func (l *Loop) run() {
 	}
 }
 
-// wait returns the next events; none if there is something else to do.
-func (l *Loop) wait(events []unix.EpollEvent) int {
-	n, err := sock.PollNow(l.ep, events)
-	if n > 0 || err != nil {
-		return l.polled(n, err)
-	}
-	l.asleep.Store(true)
-	defer l.asleep.Store(false)
-	l.mu.Lock()
-	busy := len(l.queue) > 0 || l.closed
-	l.mu.Unlock()
-	if busy {
-		return 0
-	}
-	n, err = unix.EpollWait(l.ep, events, l.patience())
-	return l.polled(n, err)
-}
-
-func (l *Loop) polled(n int, err error) int {
-	if err != nil && !errors.Is(err, unix.EINTR) {
+// poll takes the next events, if there are any.
+func (l *Loop) poll() bool {
+	n, err := sock.PollNow(l.ep, l.events)
+	if err != nil {
 		panic("epoll_wait: " + err.Error()) // the descriptor is ours: nothing can be wrong with it
 	}
-	return max(n, 0)
+	l.ready = n
+	return n > 0
 }
 
-// patience is how long there is to wait, in milliseconds; -1: for ever.
-func (l *Loop) patience() int {
-	due, ok := l.timers.next()
-	if !ok {
-		return -1
+// queued reports whether functions wait, or the end.
+func (l *Loop) queued() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) > 0 || l.closed
+}
+
+// wait returns when there is something to do, of which it takes events.
+func (l *Loop) wait(try func(uintptr) bool) {
+	l.asleep.Store(true)
+	defer l.asleep.Store(false)
+	due, _ := l.timers.next()
+	if due != l.deadline {
+		l.deadline = due
+		at := time.Time{}
+		if due != 0 {
+			at = l.clock.base.Add(time.Duration(due - l.clock.at))
+		}
+		_ = l.file.SetReadDeadline(at) // cannot fail: the file is pollable and open
 	}
-	left := time.Duration(due - l.clock.now())
-	return int(max(0, (left+time.Millisecond-1)/time.Millisecond))
+	if err := l.poller.Read(try); err != nil { // the deadline
+		l.ready = 0
+	}
 }
 
 func (l *Loop) dispatch(e *unix.EpollEvent) {
