@@ -291,7 +291,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 		socksListener:    newAcceptor(t, w.IPs[0]),
 	}
 	p.certs = certs.New(n.ca, certs.Config{}, nil)
-	cfg := Config{ResponseBaggage: true, Illegal: route.IllegalPorts{15001, 15006, 15008}, WorkloadWait: 50 * time.Millisecond}
+	cfg := Config{ResponseBaggage: true, Illegal: route.IllegalPorts{15001, 15006, 15008}, WorkloadWait: 2 * time.Second}
 	for _, c := range change {
 		c(&cfg)
 	}
