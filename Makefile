@@ -27,7 +27,7 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build test h2spec test-istiod conform nightly demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build test h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ nightly: ## variables ignored one by one under the tests of whole processes (roo
 conform: build ## play test/conform's scenarios against BIN (bin/ztunnel), with the arguments ARGS (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/conform/cmd/conform
 	bin/conform -bin $(or $(BIN),bin/ztunnel) $(ARGS)
+
+# Ten minutes and some; a shorter one: DURATION=1m. SEED= repeats one, roughly.
+DURATION ?= 10m
+soak: build ## everything at once for DURATION, a book of each connection, and what has leaked (root)
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/soak
+	bin/soak -duration $(DURATION) $(if $(SEED),-seed $(SEED)) $(if $(TLS_ENGINE),-engine $(TLS_ENGINE)) $(ARGS)
 
 demo: build ## two nodes and their pods in namespaces, traffic through both proxies, each claim checked (root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./test/demo
