@@ -207,14 +207,17 @@ func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, er
 // ended is called at the end.
 func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn, ended func()) {
 	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
+	ends := p.wantEnds()
 	relay.Carry(ctx, client, upstream, relay.Counts{
 		Sent:     rep.AddReceived, // metrics take the server's view: what the client sends is received
 		Received: rep.AddSent,
+		Ends:     ends,
 	}, func(err error) {
 		defer p.conns.Done()
 		if err != nil && ctx.Err() == nil && p.severed.Load() {
 			err = ErrSevered
 		}
+		tellEnds(rep, ends)
 		rep.Close(endOf(ctx, err))
 		ended()
 	})

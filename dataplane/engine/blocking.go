@@ -10,6 +10,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/record"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // A stream that is not joined with a socket is read and written by goroutines:
@@ -185,6 +186,25 @@ func (s *Stream) ResetWith(code wire.Code) { s.t.do(func() { s.release(code) }) 
 func (s *Stream) Close() error {
 	s.t.do(s.giveUp)
 	return nil
+}
+
+// TCPInfo is what the kernel knows of the tunnel's connection. It waits for the
+// loop.
+func (s *Stream) TCPInfo() (info sock.TCPInfo, err error) {
+	done := make(chan struct{})
+	if !s.t.do(func() { info, err = s.t.info(); close(done) }) {
+		return info, net.ErrClosed
+	}
+	<-done
+	return info, err
+}
+
+// info is [Stream.TCPInfo] on the loop.
+func (t *Tunnel) info() (sock.TCPInfo, error) {
+	if t.closed {
+		return sock.TCPInfo{}, net.ErrClosed
+	}
+	return sock.InfoOf(t.fd)
 }
 
 // Conn shows the stream as a net.Conn: see [wire.NetConn].

@@ -76,6 +76,7 @@ func (j *joint) abort() {
 	if !j.s.t.client {
 		code = wire.Cancel
 	}
+	j.how.Counts.Ends.Cut()
 	j.cause, j.broken = context.Cause(j.how.Context), true
 	j.s.release(code)
 	j.finish()
@@ -126,6 +127,7 @@ func (j *joint) Ready(e reactor.Events) {
 	case j.paused && dead: // it can be read to its end, but not be watched
 		j.goDark()
 		if e&reactor.Failed != 0 {
+			j.saw(true, unix.ECONNRESET)
 			j.breaks()
 		}
 	case j.paused:
@@ -141,6 +143,7 @@ func (j *joint) watchDead(e reactor.Events) {
 		j.src.Stop()
 		return
 	}
+	j.saw(true, unix.ECONNRESET)
 	j.note(j.how.Client, os.NewSyscallError("read", unix.ECONNRESET))
 	j.breaks()
 	j.s.release(wire.ConnectError)
@@ -184,6 +187,7 @@ func (j *joint) pull() {
 		j.paused = true
 		j.want()
 	case got.err != nil: // all that came before was sent
+		j.saw(true, got.err)
 		j.note(j.how.Client, os.NewSyscallError("read", got.err))
 		j.breaks()
 		s.release(wire.ConnectError)
@@ -192,6 +196,7 @@ func (j *joint) pull() {
 		s.release(wire.ConnectError)
 		j.finish()
 	default:
+		j.saw(true, nil)
 		j.outOver = true
 		j.want()
 		s.endWrite()
@@ -305,6 +310,7 @@ func (j *joint) drain() {
 // still to be sent.
 func (j *joint) refused(err error) {
 	s := j.s
+	j.saw(true, err)
 	j.note(!j.how.Client, os.NewSyscallError("write", err))
 	j.breaks()
 	j.inOver, s.deaf = true, true
@@ -319,6 +325,7 @@ func (j *joint) refused(err error) {
 
 // ended is the peer's END_STREAM.
 func (j *joint) ended() {
+	j.saw(false, nil)
 	if j.s.queue.size == 0 && !j.inOver {
 		j.shut()
 	}
@@ -339,6 +346,8 @@ func (j *joint) lost(err error, clean bool) {
 	if j.over {
 		return
 	}
+	j.saw(false, err)
+	j.lookWithin(err)
 	j.outOver = true
 	if !clean {
 		j.note(!j.how.Client, err)
@@ -392,6 +401,7 @@ func (j *joint) finish() {
 		return
 	}
 	j.over, j.inOver, j.outOver = true, true, true
+	j.look()
 	j.s.t.lane.loop.Cancel(&j.timer)
 	j.src.Stop()
 	if j.stop != nil {
@@ -404,6 +414,29 @@ func (j *joint) finish() {
 	j.s.giveUp()
 	delete(j.s.t.orphans, j.s)
 	j.how.Done(j.cause)
+}
+
+// saw notes how the socket's side ended, or the stream's.
+func (j *joint) saw(socket bool, err error) {
+	j.how.Counts.Ends.Saw(j.how.Client == socket, err)
+}
+
+// lookWithin asks the kernel about a tunnel that is about to be gone.
+func (j *joint) lookWithin(err error) {
+	var reset *wire.ResetError
+	if ends := j.how.Counts.Ends; ends != nil && errors.As(err, &reset) && reset.Lost() {
+		ends.Look(!j.how.Client, j.s.t.info)
+	}
+}
+
+// look asks the kernel about both sides, if that is wanted.
+func (j *joint) look() {
+	ends := j.how.Counts.Ends
+	if ends == nil {
+		return
+	}
+	ends.Look(j.how.Client, func() (sock.TCPInfo, error) { return sock.InfoOf(j.how.FD) })
+	ends.Look(!j.how.Client, j.s.t.info)
 }
 
 // moved counts bytes from client to upstream (sending), or the other way.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/wire"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // errWriteAfterEnd is a Write after CloseWrite: a mistake of the caller.
@@ -308,6 +309,19 @@ func (s *stream) closedLocked() []func() {
 func (s *stream) wakeLocked() {
 	s.readable.Broadcast()
 	s.writable.Broadcast()
+}
+
+// TCPInfo is [Stream.TCPInfo].
+func (s *stream) TCPInfo() (sock.TCPInfo, error) {
+	switch c := s.c.raw.(type) {
+	case *net.TCPConn:
+		return sock.InfoOfConn(c)
+	case interface {
+		TCPInfo() (sock.TCPInfo, error)
+	}:
+		return c.TCPInfo()
+	}
+	return sock.TCPInfo{}, net.ErrClosed
 }
 
 // Conn is [Stream.Conn].

@@ -34,6 +34,9 @@ type Stream interface {
 	// is open; at once if that has happened. f must not wait. Close and Reset
 	// call it off, as does an end of both directions.
 	OnBroken(f func(error))
+	// TCPInfo is what the kernel knows of the tunnel's connection, or of that of
+	// the tunnel in which it is.
+	TCPInfo() (sock.TCPInfo, error)
 	// Conn shows the stream as a net.Conn, so that a tunnel can be made within
 	// it (contract 4.9). The addresses are those of the tunnel. A deadline that
 	// passes resets the stream; one that is moved in time does nothing.

@@ -52,10 +52,12 @@ type Conn interface {
 	Close() error
 }
 
-// Counts hears of bytes as they are delivered. Nil functions are not called.
+// Counts hears of bytes as they are delivered, and of the end. Nil functions
+// are not called.
 type Counts struct {
 	Sent     func(n int) // from client to upstream
 	Received func(n int) // from upstream to client
+	Ends     *Ends       // is told how both sides ended; nil: nobody wants to know
 }
 
 // linger is how long bytes that came before a reset may wait for a receiver
@@ -115,12 +117,12 @@ func Copy(ctx context.Context, client, upstream Conn, counts Counts) error {
 type patience struct{ linger, stall time.Duration }
 
 func copyFor(ctx context.Context, client, upstream Conn, counts Counts, wait patience) error {
-	s := &session{client: client, upstream: upstream, wait: wait}
+	s := &session{client: client, upstream: upstream, wait: wait, ends: counts.Ends}
 	send := &direction{s: s, src: client, dst: upstream, count: counts.Sent, sending: true}
 	receive := &direction{s: s, src: upstream, dst: client, count: counts.Received}
 	send.back, receive.back = receive, send
 
-	stop := context.AfterFunc(ctx, s.abort)
+	stop := context.AfterFunc(ctx, s.cut)
 	receive.watch()
 	send.watch()
 

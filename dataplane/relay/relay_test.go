@@ -48,6 +48,7 @@ type path struct {
 	sent, received atomic.Int64
 	cancel         context.CancelCauseFunc
 	done           chan error
+	ends           relay.Ends
 }
 
 func newPath(t *testing.T) *path {
@@ -63,6 +64,7 @@ func newPath(t *testing.T) *path {
 		p.done <- relay.Copy(ctx, relay.TCP(a), relay.TCP(b), relay.Counts{
 			Sent:     func(n int) { p.sent.Add(int64(n)) },
 			Received: func(n int) { p.received.Add(int64(n)) },
+			Ends:     &p.ends,
 		})
 	}()
 	t.Cleanup(func() { cancel(errors.New("test is over")) })

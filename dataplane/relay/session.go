@@ -14,6 +14,7 @@ import (
 type session struct {
 	client, upstream Conn
 	wait             patience
+	ends             *Ends
 
 	mu    sync.Mutex
 	cause error       // guarded by mu: the first thing that went wrong
@@ -23,8 +24,20 @@ type session struct {
 
 // abort resets both sides.
 func (s *session) abort() {
-	s.client.Reset()
-	s.upstream.Reset()
+	s.reset(s.client)
+	s.reset(s.upstream)
+}
+
+// cut is abort because the context has ended.
+func (s *session) cut() {
+	s.ends.Cut()
+	s.abort()
+}
+
+// reset resets one side, which can be looked at until then.
+func (s *session) reset(c Conn) {
+	s.ends.look(c == s.client, c)
+	c.Reset()
 }
 
 // breaks notes that one side is dead in both directions, and bounds the time
@@ -67,6 +80,8 @@ func (s *session) finish(ctx context.Context) error {
 	if broken || ctx.Err() != nil {
 		s.abort()
 	}
+	s.ends.look(true, s.client)
+	s.ends.look(false, s.upstream)
 	closing := errors.Join(s.client.Close(), s.upstream.Close())
 	switch {
 	case ctx.Err() != nil:
@@ -100,9 +115,13 @@ func (d *direction) watch() {
 		return
 	}
 	b.OnBroken(func(err error) {
+		d.s.ends.Saw(d.sending, err)
+		if _, ok := d.src.(Joiner); !ok { // whose loop calls us, and must not wait for itself
+			d.s.ends.look(d.sending, d.src) // while there is a tunnel
+		}
 		d.s.breaks(d, err)
 		if d.isOver() {
-			d.dst.Reset()
+			d.s.reset(d.dst)
 		}
 	})
 }
@@ -118,6 +137,7 @@ func (d *direction) isOver() bool {
 // one of both sees that a side is dead.
 func (d *direction) run() {
 	writing, err := d.transfer()
+	d.s.ends.Saw(d.sending != writing, err) // of who was read, or written to
 	d.mu.Lock()
 	d.over = true
 	d.mu.Unlock()
@@ -130,12 +150,12 @@ func (d *direction) run() {
 		// direction's to deliver, which then finds the same and resets src.
 		d.s.breaks(d, err)
 		if d.back.isOver() {
-			d.src.Reset()
+			d.s.reset(d.src)
 		}
 	case err != nil || d.s.broken():
 		// The sender is dead, and all that came before was delivered.
 		d.s.breaks(d, err)
-		d.dst.Reset()
+		d.s.reset(d.dst)
 	default:
 		d.half()
 	}
@@ -154,8 +174,9 @@ func (d *direction) half() {
 		return
 	}
 	if err := w.awaitReset(d.back.isOver); err != nil {
+		d.s.ends.Saw(d.sending, err)
 		d.s.breaks(d, err)
-		d.dst.Reset()
+		d.s.reset(d.dst)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // TCP makes a [Conn] of c, whose owner it becomes. Between two of them bytes
@@ -34,6 +36,9 @@ var (
 func (t *tcp) Read(p []byte) (int, error)  { return t.c.Read(p) }
 func (t *tcp) Write(p []byte) (int, error) { return t.c.Write(p) }
 func (t *tcp) CloseWrite() error           { return t.c.CloseWrite() }
+
+// TCPInfo is what the kernel knows of the connection.
+func (t *tcp) TCPInfo() (sock.TCPInfo, error) { return sock.InfoOfConn(t.c) }
 
 // Reset closes with SO_LINGER 0: the peer sees RST, and bytes that it has not
 // acknowledged are dropped.
@@ -276,6 +281,7 @@ func (s *stall) check() {
 		return // closed, which ends the write too
 	}
 	if reset {
+		s.d.s.ends.Saw(s.d.sending, errReset())
 		s.d.s.breaks(s.d, errReset())
 		return
 	}

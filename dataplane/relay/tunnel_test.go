@@ -23,11 +23,12 @@ import (
 //
 //	client - TCP - relay - tunnel - relay - TCP - server
 type mesh struct {
-	client, server *net.TCPConn
-	near, far      chan error // how the relays ended
-	cancel         context.CancelCauseFunc
-	wire           net.Conn // of the tunnel, to be cut
-	out, in        atomic.Int64
+	client, server    *net.TCPConn
+	near, far         chan error // how the relays ended
+	cancel            context.CancelCauseFunc
+	wire              net.Conn // of the tunnel, to be cut
+	out, in           atomic.Int64
+	nearEnds, farEnds relay.Ends
 }
 
 func newMesh(t *testing.T) *mesh {
@@ -49,7 +50,7 @@ func newMesh(t *testing.T) *mesh {
 				t.Error(err)
 				return
 			}
-			m.far <- relay.Hastily(context.Background(), s, relay.TCP(farApp), relay.Counts{})
+			m.far <- relay.Hastily(context.Background(), s, relay.TCP(farApp), relay.Counts{Ends: &m.farEnds})
 		}})
 	}()
 	pool := hbone.NewPool(hbone.PoolConfig{
@@ -65,6 +66,7 @@ func newMesh(t *testing.T) *mesh {
 	go func() {
 		m.near <- relay.Hastily(ctx, relay.TCP(nearApp), s, relay.Counts{
 			Sent: func(n int) { m.out.Add(int64(n)) }, Received: func(n int) { m.in.Add(int64(n)) },
+			Ends: &m.nearEnds,
 		})
 	}()
 	t.Cleanup(func() {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/reason"
 	"github.com/ztunnel-go/ztunnel/internal/identity"
@@ -39,6 +40,25 @@ func TestAccessLinesInBothFormats(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", got, want)
 			}
 		})
+	}
+}
+
+// The file has what TestAccessLinesInBothFormats has for a connection that has
+// ended well, with all that can be asked for.
+func TestAccessLinesWithExtras(t *testing.T) {
+	b := newBench(t, "access=info")
+	c := b.Reporter.With(Extras{Reasons: true, TCPInfo: true}).Open(outbound())
+	c.Ended(Ends{
+		First: "upstream", Upstream: End{How: "rst"},
+		Client: End{How: "open", Known: true, SRTT: 1500 * time.Microsecond, MinRTT: time.Millisecond, Retransmits: 3, Lost: 1},
+	})
+	c.Close(reason.CopyFailed, errors.New("x"))
+	want, err := os.ReadFile("testdata/access_extras.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := regexp.MustCompile(`"\d+ms"`).ReplaceAllString(b.lines(), `"0ms"`); got != string(want) {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
 

@@ -95,6 +95,7 @@ type Reporter struct {
 // Extras is what lines have behind the reference's keys.
 type Extras struct {
 	Reasons bool // the name of the reason (ACCESS_LOG_REASON)
+	TCPInfo bool // what [Conn.Ended] was told (ACCESS_LOG_TCP_INFO)
 }
 
 // New returns a reporter that counts in m and writes access lines to logger
@@ -130,6 +131,7 @@ type Conn struct {
 	opened         time.Time
 	sent, received atomic.Uint64 // bytes
 	closed         atomic.Bool
+	ends           *Ends // written before Close, by whoever calls it
 }
 
 // Open counts a connection as opened, which makes its byte counters appear
@@ -199,7 +201,7 @@ func (c *Conn) Close(why reason.Reason, err error) {
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
-	attrs = c.reporter.because(attrs, why)
+	attrs = c.ends.append(c.reporter.because(attrs, why))
 	access.LogAttrs(context.Background(), level, "connection complete", attrs...)
 }
 

@@ -295,3 +295,30 @@ func FuzzPacketDst(f *testing.F) {
 		}
 	})
 }
+
+func TestWhatTheKernelKnowsOfAConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	defer near.Close()
+	far, err := l.Accept()
+	must(t, err)
+	defer far.Close()
+	_, err = near.Write([]byte("x"))
+	must(t, err)
+	_, err = far.Read(make([]byte, 1))
+	must(t, err)
+	info, err := InfoOfConn(near.(*net.TCPConn))
+	if err != nil || info.SRTT <= 0 || info.SRTT > time.Minute || info.MinRTT > info.SRTT {
+		t.Errorf("%+v, %v", info, err)
+	}
+	must(t, near.Close())
+	if _, err := InfoOfConn(near.(*net.TCPConn)); err == nil {
+		t.Error("a closed socket is known")
+	}
+	if _, err := InfoOf(-1); err == nil {
+		t.Error("no socket is known")
+	}
+}

@@ -109,7 +109,7 @@ type Config struct {
 	PolicyInfo bool
 
 	// AccessLog is what access lines have besides the reference's keys.
-	// ACCESS_LOG_REASON (ours), default none.
+	// ACCESS_LOG_REASON, ACCESS_LOG_TCP_INFO (both ours), default none.
 	AccessLog report.Extras
 
 	// Engine is who carries tunnels: reactor (event loops), or std (goroutines

@@ -103,6 +103,7 @@ func (c *Config) ours() object {
 		{"tls12Enabled", c.Control.TLS12},
 		{"authzPolicyInfoLogging", c.PolicyInfo},
 		{"accessLogReason", c.AccessLog.Reasons},
+		{"accessLogTcpInfo", c.AccessLog.TCPInfo},
 		{"lbPolicy", c.Balance},
 		{"workloadWaitTimeout", duration(c.WorkloadWait)},
 	}

@@ -45,7 +45,7 @@ func TestDumpHasTheReferencesKeysAndOurs(t *testing.T) {
 	got := dumped(t, nil)
 	want := append(strings.Fields(referenceKeys), "capture", "bpfPinDir", "cgroupRoot", "hostNetns", "probeScope",
 		"embeddedCaDir", "resolvConf", "dnsCache", "compliancePqc", "tls12Enabled", "authzPolicyInfoLogging",
-		"accessLogReason", "lbPolicy", "workloadWaitTimeout")
+		"accessLogReason", "accessLogTcpInfo", "lbPolicy", "workloadWaitTimeout")
 	for _, key := range want {
 		if _, ok := got[key]; !ok {
 			t.Errorf("%s is missing", key)

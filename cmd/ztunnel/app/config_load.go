@@ -51,14 +51,17 @@ func Load(env Env, args []string) (*Config, error) {
 		DNSCache:           r.flag("DNS_CACHE", true),
 		LocalhostAppTunnel: r.flag("LOCALHOST_APP_TUNNEL", true),
 		ResponseBaggage:    r.flag("ENABLE_RESPONSE_BAGGAGE", true),
-		AccessLog:          report.Extras{Reasons: r.flag("ACCESS_LOG_REASON", false)},
-		Engine:             r.oneOf("TLS_ENGINE", "reactor", "std"),
-		Balance:            r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
-		PolicyInfo:         r.text("AUTHZ_POLICY_INFO_LOGGING", "") == "true",
-		Args:               strings.Join(args, " "),
-		Metadata:           r.metadata(mesh.metadata),
-		InstanceIP:         r.text("INSTANCE_IP", "1.1.1.1"),
-		IstioVersion:       env.IstioVersion(),
+		AccessLog: report.Extras{
+			Reasons: r.flag("ACCESS_LOG_REASON", false),
+			TCPInfo: r.flag("ACCESS_LOG_TCP_INFO", false),
+		},
+		Engine:       r.oneOf("TLS_ENGINE", "reactor", "std"),
+		Balance:      r.oneOf("LB_POLICY", balance.LeastLoaded.String(), balance.Random.String()),
+		PolicyInfo:   r.text("AUTHZ_POLICY_INFO_LOGGING", "") == "true",
+		Args:         strings.Join(args, " "),
+		Metadata:     r.metadata(mesh.metadata),
+		InstanceIP:   r.text("INSTANCE_IP", "1.1.1.1"),
+		IstioVersion: env.IstioVersion(),
 	}
 	r.who(c)
 	c.Sockets = r.sockets(c.Dedicated)

@@ -234,6 +234,7 @@ func TestVariablesOfTheNode(t *testing.T) {
 		{"CONNECTION_TERMINATION_DEADLINE", "7s", func(n *node) any { return n.cfg.Drain }, 7 * time.Second},
 		{"TERMINATION_GRACE_PERIOD_SECONDS", "30", func(n *node) any { return n.cfg.Drain }, 25 * time.Second},
 		{"ACCESS_LOG_REASON", "true", extras, report.Extras{Reasons: true}},
+		{"ACCESS_LOG_TCP_INFO", "true", extras, report.Extras{TCPInfo: true}},
 		{"CRL_PATH", state, func(n *node) any { return n.buildRevocation(context.Background()) != nil }, true},
 	})
 	who := map[string]string{"POD_NAME": "p", "POD_NAMESPACE": "ns", "SERVICE_ACCOUNT": "sa", "TRUST_DOMAIN": "td"}

@@ -131,6 +131,22 @@ func (e *ResetError) Quiet() bool {
 	return false
 }
 
+// Lost reports whether the tunnel has ended, and not only the stream.
+func (e *ResetError) Lost() bool { return e.Cause != nil }
+
+// Ours reports whether this side ended the stream or its tunnel.
+func (e *ResetError) Ours() bool {
+	var goaway *GoAwayError
+	var ended *EndedError
+	switch {
+	case e.Cause == nil:
+		return !e.Remote
+	case errors.As(e.Cause, &goaway):
+		return !goaway.Remote
+	}
+	return errors.As(e.Cause, &ended) || errors.Is(e.Cause, ErrClosed)
+}
+
 // Clean reports whether the peer only wants no more, having said all it had to
 // say (RFC 9113, section 8.1).
 func (e *ResetError) Clean() bool { return e.Remote && e.Code == NoError }
@@ -161,7 +177,12 @@ func (e *EndedError) Unwrap() error { return e.Cause }
 
 // ErrPingTimeout is the cause of streams lost because the peer answered no
 // PING (contract 4.4).
-var ErrPingTimeout = errors.New("HBONE ping timeout")
+var ErrPingTimeout error = pingTimeout{}
+
+type pingTimeout struct{}
+
+func (pingTimeout) Error() string { return "HBONE ping timeout" }
+func (pingTimeout) Timeout() bool { return true }
 
 // ErrClosed is the cause of streams lost because their tunnel was closed on
 // this side.

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // A Line is what [NetConn] needs of a stream.
@@ -16,6 +18,7 @@ type Line interface {
 	CloseWrite() error
 	ResetWith(Code)
 	Close() error
+	TCPInfo() (sock.TCPInfo, error)
 }
 
 // NetConn shows a stream as a net.Conn, so that a tunnel can be made within it
