@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -157,4 +158,12 @@ func await[T any](t testing.TB, ch <-chan T) T {
 		t.Fatal("never")
 		panic("unreachable")
 	}
+}
+
+// discard is an application that takes everything and says nothing.
+func discard(t testing.TB) relay.Join {
+	t.Helper()
+	app, inner := pair(t)
+	go io.Copy(io.Discard, app) // ends with the test, which closes app
+	return relay.Join{FD: take(t, inner), Done: func(error) {}}
 }

@@ -45,6 +45,7 @@ func (r *Request) Accept(baggage *string) *Stream {
 		}
 		s.responded, s.onGone, s.request = true, nil, nil
 		s.t.writeHeaders(s.id, wire.ResponseFields(200, baggage), false)
+		s.t.answered()
 	})
 	return s
 }
@@ -55,8 +56,17 @@ func (r *Request) Reject(status int) {
 	r.stream.t.do(func() {
 		if !r.stream.responded && r.stream.writeErr == nil {
 			r.stream.reject(status)
+			r.stream.t.answered()
 		}
 	})
+}
+
+// answered counts an answer: a peer may ask again and again for what is refused
+// or given up, without reading.
+func (t *Tunnel) answered() {
+	if err := t.provoke(); err != nil {
+		t.end(err)
+	}
 }
 
 // reject answers and forgets s.

@@ -199,9 +199,19 @@ func (r *Connect) Accept(baggage *string) (Stream, error) { return r.answer.acce
 func (r *Connect) Reject(status int) error { return r.answer.reject(status) }
 
 func (s *stream) accept(baggage *string) (Stream, error) {
-	c := s.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	s.c.mu.Lock()
+	told, err := s.acceptLocked(baggage)
+	s.c.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *stream) acceptLocked(baggage *string) ([]func(), error) {
 	switch {
 	case s.responded:
 		return nil, errAnswered
@@ -210,8 +220,17 @@ func (s *stream) accept(baggage *string) (Stream, error) {
 	}
 	s.responded = true
 	s.cancel = nil
-	c.writeHeadersLocked(s.id, wire.ResponseFields(200, baggage), false)
-	return s, nil
+	s.c.writeHeadersLocked(s.id, wire.ResponseFields(200, baggage), false)
+	return s.c.answeredLocked(), nil
+}
+
+// answeredLocked counts an answer: a peer may ask again and again for what is
+// refused or given up, without reading.
+func (c *conn) answeredLocked() []func() {
+	if err := c.provokedLocked(); err != nil {
+		return c.endLocked(err)
+	}
+	return nil
 }
 
 func (s *stream) reject(status int) error {
@@ -226,7 +245,7 @@ func (s *stream) reject(status int) error {
 		return s.writeErr
 	}
 	c.rejectLocked(s, status)
-	told := c.settleLocked()
+	told := append(c.answeredLocked(), c.settleLocked()...)
 	c.mu.Unlock()
 	for _, f := range told {
 		f()
