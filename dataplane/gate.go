@@ -3,14 +3,13 @@
 package dataplane
 
 import (
-	"errors"
 	"net/netip"
 	"sync"
 )
 
-// errCrowd ends a connection at once that wants a handshake while too many
-// do.
-var errCrowd = errors.New("too many connections without a finished handshake")
+// crowded is what the log says of a connection that is ended at once, because
+// too many want a handshake.
+const crowded = "too many connections without a finished handshake"
 
 // A Gate bounds the connections of a node that have not proved who they are:
 // each costs a descriptor, a goroutine and a key exchange, for as long as a

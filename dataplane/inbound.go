@@ -47,7 +47,7 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 	if full := p.shared.Gate.enter(c.Peer.Addr()); full != "" {
 		p.shared.Metrics.crowded(full)
 		abort(c)
-		p.logFor(targetInbound).Debug("connection refused", slog.Any("peer", c.Peer), slog.String("error", errCrowd.Error()))
+		p.logFor(targetInbound).Debug("connection refused", slog.Any("peer", c.Peer), slog.String("error", crowded))
 		return
 	}
 	outside := sync.OnceFunc(func() { p.shared.Gate.leave(c.Peer.Addr()) })

@@ -49,7 +49,6 @@ type conn struct {
 	set    Settings
 
 	accept func(*stream, *wire.Block) // server: a request arrived; called by the reader
-	onEnd  func(error)                // told the cause once, at the end of run; may be nil
 
 	fr  *http2.Framer  // the reader's
 	dec *hpack.Decoder // the reader's

@@ -8,11 +8,15 @@
 // function as a value. What is on the wire is told in docs/wire/hbone.md.
 //
 // It knows neither routes, policy nor metrics: whom to expect is in the
-// tls.Config it is given, what is refused is what its caller rejects. The
-// engine is one reading and one writing goroutine to a tunnel, over
-// crypto/tls; none of that shows in the interface, and no type of net/http or
-// x/net/http2 does, so that another engine can take its place.
+// tls.Config it is given, what is refused is what its caller rejects.
 //
+// There are two engines, and the interface shows neither. One is dataplane/engine:
+// event loops that own the records. The other is here: one reading and one
+// writing goroutine to a tunnel, over crypto/tls. It carries what the first
+// cannot: TLS 1.2, tunnels within tunnels, and all of them with TLS_ENGINE=std.
+// No type of net/http or x/net/http2 shows.
+//
+//	tunnel.go server_loop.go   which engine
 //	conn.go      the tunnel: its state, its begin and its end
 //	reader.go    frames that arrive      writer.go  batches that leave
 //	stream.go    one user connection     flow.go    windows and credit
@@ -22,6 +26,7 @@
 // Lock order: Pool.mu before conn.mu. No lock is held while a function of the
 // caller runs.
 //
-// Imports dataplane/hbone/wire, internal/identity and internal/mtls, x/net/http2 for its Framer and
-// hpack, and nothing else; imported by dataplane.
+// Imports dataplane/engine, dataplane/hbone/{record,wire}, dataplane/relay,
+// internal/{identity,mtls,sock}, x/net/http2 for its Framer and hpack; imported
+// by dataplane.
 package hbone

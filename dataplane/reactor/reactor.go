@@ -100,10 +100,10 @@ func (g *Group) Close() {
 
 // A Loop is one event loop. Only Do may be called from elsewhere.
 type Loop struct {
-	ep, wake int
+	ep       int
 	file     *os.File        // of ep, for the runtime's poller
 	poller   syscall.RawConn // of file
-	deadline Time            // of file; 0: none
+	deadline Time            // of file; 0: none; unknown after a kick
 	events   []unix.EpollEvent
 	ready    int         // of events
 	asleep   atomic.Bool // the loop waits, or is about to: it has to be woken
@@ -113,7 +113,7 @@ type Loop struct {
 	closed bool     // guarded by mu: no function is taken any more
 
 	spare  []func() // the array that queue had before
-	slots  []slot
+	slots  []slot   // the first is nobody's
 	free   []uint32 // slots without a source
 	timers timers
 	ends   []Ender
@@ -141,32 +141,21 @@ const sharing = 32
 // keepQueue is the longest queue whose array is kept.
 const keepQueue = 4 << 10
 
-// wakeSlot is the generation-less slot of the eventfd.
-const wakeSlot = 0
+// unknown is a deadline that somebody else has set.
+const unknown Time = -1
 
 func newLoop() (*Loop, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(ep)
-		return nil, os.NewSyscallError("eventfd", err)
-	}
 	l := &Loop{
-		ep: ep, wake: wake, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize),
+		ep: ep, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize),
 		events: make([]unix.EpollEvent, batch),
 	}
 	if err := l.pollable(); err != nil {
-		unix.Close(wake)
 		unix.Close(ep)
 		return nil, err
-	}
-	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot}); err != nil {
-		unix.Close(wake)
-		_ = l.file.Close() // and ep with it
-		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
 	return l, nil
 }
@@ -198,11 +187,12 @@ func (l *Loop) Do(f func()) bool {
 	return true
 }
 
-// kick wakes the loop, once for all who find it asleep.
+// kick wakes the loop, once for all who find it asleep: by a deadline that has
+// passed, which costs neither a system call nor a way through the kernel's
+// poller.
 func (l *Loop) kick() {
 	if l.asleep.CompareAndSwap(true, false) {
-		one := [8]byte{1} // a number in the machine's order, and any but 0 will do
-		_, _ = sock.WriteNow(l.wake, one[:])
+		_ = l.file.SetReadDeadline(time.Unix(1, 0)) // fails once the loop has ended, which is as well
 	}
 }
 
@@ -214,7 +204,6 @@ func (l *Loop) AtEnd(e Ender) { l.ends = append(l.ends, e) }
 
 func (l *Loop) run() {
 	defer l.file.Close()
-	defer unix.Close(l.wake)
 	try := func(uintptr) bool { return l.poll() || l.queued() }
 	for turns := 0; ; turns++ {
 		if !l.poll() {
@@ -270,17 +259,12 @@ func (l *Loop) wait(try func(uintptr) bool) {
 		}
 		_ = l.file.SetReadDeadline(at) // cannot fail: the file is pollable and open
 	}
-	if err := l.poller.Read(try); err != nil { // the deadline
-		l.ready = 0
+	if err := l.poller.Read(try); err != nil { // a deadline: the timers', or a kick
+		l.ready, l.deadline = 0, unknown
 	}
 }
 
 func (l *Loop) dispatch(e *unix.EpollEvent) {
-	if e.Fd == wakeSlot {
-		var count [8]byte
-		_, _ = sock.ReadNow(l.wake, count[:]) // there is something: it said so
-		return
-	}
 	s := &l.slots[e.Fd]
 	if s.handler != nil && s.generation == uint32(e.Pad) {
 		s.handler.Ready(Events(e.Events))
