@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ztunnel-go/ztunnel/test/fakeagent"
 	"github.com/ztunnel-go/ztunnel/test/rig"
 )
 
@@ -83,8 +84,14 @@ func TestANamespaceThatVanishes(t *testing.T) {
 	w := newWorld(t)
 	for round := range 8 {
 		pod := w.pod(w.n1, fmt.Sprint("brief-", round))
+		ns, err := pod.NS().Dup() // the agent's own: Delete closes the other
+		must(t, err)
 		told := make(chan error, 1)
-		go func() { told <- w.p1.Enrol(pod, "default") }()
+		go func() {
+			told <- w.p1.Agent.Add(fakeagent.Pod{
+				UID: pod.Name(), Name: pod.Name(), Namespace: "default", ServiceAccount: pod.Name(), NS: ns,
+			})
+		}()
 		time.Sleep(time.Duration(round*round) * time.Millisecond) // at another step each time
 		must(t, pod.Delete())
 		if err := <-told; err != nil && !strings.Contains(err.Error(), "failure to start proxy") {
@@ -92,6 +99,7 @@ func TestANamespaceThatVanishes(t *testing.T) {
 		}
 		must(t, refused(w.a.Host, w.b.Addr(portEcho), []byte("others are served")))
 		must(t, w.p1.Agent.Del(pod.Name()))
+		must(t, ns.Close())
 	}
 	w.ready(w.p1)
 	w.eventually(t, func() error {

@@ -160,15 +160,19 @@ func TestRequestsToStop(t *testing.T) {
 	})
 }
 
-// freePort is one where nobody listens, as far as one can know.
-func freePort(t *testing.T) uint16 {
+// freePorts are n different ports that nobody listens on, by any address.
+func freePorts(t *testing.T, n int) []uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var ports []uint16
+	for range n {
+		l, err := net.Listen("tcp", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // all at the end, or one could come twice
+		ports = append(ports, uint16(l.Addr().(*net.TCPAddr).Port))
 	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
+	return ports
 }
 
 // inDir is a path in a directory that ends with the test, short enough for a

@@ -94,7 +94,8 @@ func variables(t *testing.T) map[string]string {
 func start(t *testing.T, vars map[string]string, change ...func(*Config)) *running {
 	t.Helper()
 	r := &running{t: t, cfg: load(t, vars), ended: make(chan struct{})}
-	r.cfg.AdminPort, r.cfg.StatsPort, r.cfg.ReadinessPort = freePort(t), freePort(t), freePort(t)
+	ports := freePorts(t, 3)
+	r.cfg.AdminPort, r.cfg.StatsPort, r.cfg.ReadinessPort = ports[0], ports[1], ports[2]
 	for _, c := range change {
 		c(r.cfg)
 	}
