@@ -18,7 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/ztunnel-go/ztunnel/bpf/redirect"
+	programs "github.com/ztunnel-go/ztunnel/bpf/redirect"
 	"github.com/ztunnel-go/ztunnel/test/rig"
 )
 
@@ -167,7 +167,7 @@ func TestPassMapFull(t *testing.T) {
 	app := listen(t, w.b.Host, port(6000))
 	secret := w.watch(t, w.a, w.b, w.c)
 
-	pass, err := ebpf.LoadPinnedMap(filepath.Join(w.p2.PinDir(), fmt.Sprint("v", redirect.ABI), "pass"), nil)
+	pass, err := ebpf.LoadPinnedMap(filepath.Join(w.p2.PinDir(), fmt.Sprint("v", programs.ABI), "pass"), nil)
 	must(t, err)
 	defer pass.Close()
 	var flood sync.WaitGroup
