@@ -47,6 +47,9 @@ func (p *Pod) Listen(at netip.AddrPort) (*net.TCPListener, error) {
 	if p.tier == TierIstioCNI {
 		l.Mark = p.node.cfg.Mark // see listen
 	}
+	if l.ReusePort {
+		p.migrateRequests()
+	}
 	return p.sockets().ListenTCP(l)
 }
 

@@ -102,9 +102,13 @@ func canonical(a net.Addr) netip.AddrPort {
 }
 
 // Close stops accepting. Connections already accepted stay. In tier A, capture
-// stays as well: what is opened from now on waits for another listener. Later
-// calls do nothing.
+// stays as well: what is opened from now on waits for another listener, and
+// that there is none is from now on no fault to be repaired. Later calls do
+// nothing.
 func (l *Listener) Close() error {
+	l.pod.mu.Lock()
+	l.pod.vacated = true
+	l.pod.mu.Unlock()
 	if err := l.tcp.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}

@@ -60,7 +60,7 @@ type Pod struct {
 	own     []netip.Addr      // guarded by mu
 	health  error             // guarded by mu
 	last    [checkKinds]Check // guarded by mu; zero: not made yet
-	vacated bool              // guarded by mu; see Vacate
+	vacated bool              // guarded by mu; see Vacate, Leave, Listener.Close
 	since   time.Time         // guarded by mu; when we saw that another process has the pod; zero: it has not
 
 	stop    context.CancelFunc

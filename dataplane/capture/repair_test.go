@@ -150,3 +150,17 @@ func TestDamageIsRepairedAndNeverSilent(t *testing.T) {
 		})
 	}
 }
+
+// TestAListenerThatWasClosedIsNotMissed has a proxy that has stopped accepting
+// and waits for its connections to end, before the capture is told of it.
+func TestAListenerThatWasClosedIsNotMissed(t *testing.T) {
+	r := newRig(t)
+	p := r.capture(r.pod("a"))
+	before := p.node.events.repaired.Load()
+	must(t, p.Listener(Outbound).Close())
+	p.lookAfter()
+	must(t, p.verify(context.Background()))
+	if n := p.node.events.repaired.Load() - before; n > 0 || p.Health() != nil {
+		t.Errorf("%d repairs; %v", n, p.Health())
+	}
+}

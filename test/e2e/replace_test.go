@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -86,13 +87,42 @@ func (l load) run(ctx context.Context, c *tally) {
 
 // talks connects, wants its bytes back, and then the end after its own.
 func talks(from *netlab.Host, to netip.AddrPort) error {
-	d := net.Dialer{Timeout: patience}
-	conn, err := from.DialWith(context.Background(), &d, "tcp", to.String())
+	conn, err := reaches(from, to)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	return converses(conn)
+}
+
+// talksBySOCKS is talks by way of the proxy's SOCKS5 port, to the service.
+func talksBySOCKS(from *netlab.Host) error {
+	conn, err := reaches(from, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 15080))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	vip := serviceVIPs()[0].As4()
+	if _, err := conn.Write(slices.Concat([]byte{5, 1, 0, 5, 1, 0, 1}, vip[:], []byte{0, 7})); err != nil {
+		return err
+	}
+	var answer [12]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil || answer[3] != 0 {
+		return fmt.Errorf("SOCKS5 answers % x, %w", answer, err)
+	}
+	return converses(conn)
+}
+
+func reaches(from *netlab.Host, to netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{Timeout: patience}
+	conn, err := from.DialWith(context.Background(), &d, "tcp", to.String())
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(patience))
+	}
+	return conn, err
+}
+
+func converses(conn net.Conn) error {
 	var sent [512]byte
 	rand.Read(sent[:]) // never fails since Go 1.24
 	if _, err := conn.Write(sent[:]); err != nil {
@@ -151,13 +181,14 @@ func TestReplacementWhereIstioCaptures(t *testing.T) {
 	w.replaceUnderLoad(t, rig.Options{Env: map[string]string{"CAPTURE": "istio-cni"}}, wanted(10), 2_000)
 }
 
-// loads are 220 connections in a second.
+// loads are 240 connections in a second.
 func (w *world) loads() []load {
 	return []load{
 		{"from a pod, tunnelled", 12500 * time.Microsecond, func() error { return talks(w.a.Host, w.b.Addr(portEcho)) }},
 		{"to a pod, tunnelled", 16667 * time.Microsecond, func() error { return talks(w.b.Host, w.a.Addr(portEcho)) }},
 		{"to a pod, plain", 16667 * time.Microsecond, func() error { return talks(w.stranger.Host, w.a.Addr(portEcho)) }},
 		{"from a pod, out of the mesh", 50 * time.Millisecond, func() error { return talks(w.c.Host, at(w.outside.IPv4, portEcho)) }},
+		{"by SOCKS5", 50 * time.Millisecond, func() error { return talksBySOCKS(w.a.Host) }},
 		{"names", 50 * time.Millisecond, func() error { return resolves(w.a.Host, w.resolvers[0], serviceVIPs()[0]) }},
 	}
 }
@@ -166,6 +197,11 @@ func (w *world) loads() []load {
 // were enough connections.
 func (w *world) replaceUnderLoad(t *testing.T, o rig.Options, replacements, enough int) {
 	t.Helper()
+	o.Env = maps.Clone(o.Env)
+	if o.Env == nil {
+		o.Env = map[string]string{}
+	}
+	o.Env["UNSTABLE_ENABLE_SOCKS5"] = "true"
 	w.serve(w.a.Host, serve.Options{Echo: port(portEcho)})
 	w.serve(w.outside.Host, serve.Options{Echo: port(portEcho)})
 	w.p1, w.p2 = w.startIn("proxy-0", nil, o), w.start(w.n2, o)
