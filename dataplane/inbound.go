@@ -46,6 +46,7 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 
 	if full := p.shared.Gate.enter(c.Peer.Addr()); full != "" {
 		p.shared.Metrics.crowded(full)
+		p.shared.Reporter.Refused(report.Destination, reason.TooManyHandshakes)
 		abort(c)
 		p.logFor(targetInbound).Debug("connection refused", slog.Any("peer", c.Peer), slog.String("error", crowded))
 		return

@@ -70,6 +70,7 @@ const (
 	TLSLate
 	TLSPeerGone
 	TLSFailed
+	TooManyHandshakes
 
 	// Its tunnel.
 	TunnelRefused
@@ -208,6 +209,9 @@ var table = [...]row{
 		"Who it is: checks of a port do so."},
 	TLSFailed: {"tls_failed", FlagConnect, "TLS failed otherwise.",
 		"The line's error; a peer that speaks no TLS at all."},
+
+	TooManyHandshakes: {"too_many_handshakes", FlagConnect, "Too many connections to port 15008 have not finished TLS yet.",
+		"Who opens them, and the limits for all and for one address."},
 
 	TunnelRefused: {"tunnel_refused", FlagH2HandshakeFailure, "The peer ended the tunnel or the stream before it answered.",
 		"The peer's log."},
