@@ -94,6 +94,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 	p.addTunnel(conn)
 	defer p.removeTunnel(conn)
 	if err := conn.Serve(p.ctx); err != nil {
+		p.shared.Metrics.broke(err)
 		log.Debug("tunnel ended", slog.Any("peer", c.Peer), slog.String("error", err.Error()))
 	}
 	return nil

@@ -2,7 +2,13 @@
 
 package dataplane
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
+)
 
 // Metrics are what is counted of the connections of all pods that had to wait.
 // A nil one counts nothing.
@@ -10,11 +16,12 @@ type Metrics struct {
 	waits   *prometheus.CounterVec
 	unknown prometheus.Counter
 	crowds  *prometheus.CounterVec
+	breaks  *prometheus.CounterVec
 }
 
 // NewMetrics makes the families ztunnel_wait_timeouts_total,
-// ztunnel_unknown_policies_total and ztunnel_handshakes_refused_total, and
-// registers them. It panics if they are
+// ztunnel_unknown_policies_total, ztunnel_handshakes_refused_total and
+// ztunnel_tunnel_breaches_total, and registers them. It panics if they are
 // registered already.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
@@ -31,7 +38,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		Name: "ztunnel_handshakes_refused_total",
 		Help: "Connections to the tunnel port closed because too many had no finished handshake, by whose: all, or one source (unstable)",
 	}, []string{"limit"})
-	r.MustRegister(m.waits, m.unknown, m.crowds)
+	m.breaks = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "ztunnel_tunnel_breaches_total",
+		Help: "Tunnels of peers that were ended because of what the peer sent, by HTTP/2 error code (unstable)",
+	}, []string{"code"})
+	r.MustRegister(m.waits, m.unknown, m.crowds, m.breaks)
 	return m
 }
 
@@ -44,6 +55,15 @@ func (m *Metrics) expired(what string) {
 func (m *Metrics) crowded(limit string) {
 	if m != nil {
 		m.crowds.WithLabelValues(limit).Inc()
+	}
+}
+
+// broke counts a peer's tunnel that we ended by GOAWAY with an error; err is
+// what it ended with.
+func (m *Metrics) broke(err error) {
+	var own *hbone.GoAwayError
+	if m != nil && errors.As(err, &own) && !own.Remote {
+		m.breaks.WithLabelValues(own.Code.String()).Inc()
 	}
 }
 
