@@ -53,6 +53,9 @@ func (t *Tunnel) block(p []byte) error {
 	if err := t.dec.Decode(p, b.Add); err != nil {
 		return wire.Complaint(wire.Compression, "header block: %v", err)
 	}
+	if b.Bomb {
+		return wire.Complaint(wire.EnhanceYourCalm, "header block of %d bytes unpacks to millions", len(p))
+	}
 	if t.client {
 		return t.response(b)
 	}

@@ -40,6 +40,9 @@ func (c *conn) readBlock(fh http2.FrameHeader) (*wire.Block, error) {
 	if err := c.dec.Close(); err != nil {
 		return nil, wire.Complaint(Compression, "header block: %v", err)
 	}
+	if b.Bomb {
+		return nil, wire.Complaint(EnhanceYourCalm, "header block of %d bytes unpacks to millions", total)
+	}
 	if total > keepFrame {
 		c.resetFramer()
 	}

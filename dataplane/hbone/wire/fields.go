@@ -107,17 +107,17 @@ type Block struct {
 	Fields    []Field
 	Left      int    // bytes of the list that may still come
 	Oversized bool   // the list was longer than we accept; fields is cut short
+	Bomb      bool   // so much longer that only malice explains it: the tunnel is to end
 	Malformed string // why the block may not be used (RFC 9113, section 8.1.1)
 	regular   bool   // a line that is no pseudo header was seen
 }
 
 // Add takes the next line, in the order of arrival.
 func (b *Block) Add(f Field) {
-	if b.Malformed != "" || b.Oversized {
-		return
-	}
 	if b.Left -= len(f.Name) + len(f.Value) + lineCost; b.Left < 0 {
-		b.Oversized = true
+		b.Oversized, b.Bomb = true, b.Left < -bombSize
+	}
+	if b.Malformed != "" || b.Oversized {
 		return
 	}
 	if why := b.check(f); why != "" {
@@ -249,4 +249,8 @@ const (
 	// before the tunnel pays for it; up to there an oversized list costs only
 	// its own stream.
 	BlockSlack = 2
+	// bombSize is how many bytes a list may unpack to beyond what we accept,
+	// by naming lines of the dynamic table again and again, before the tunnel
+	// pays for it (CVE-2016-6581): unpacking costs us more than the peer.
+	bombSize = 4 << 20
 )
