@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 
@@ -38,16 +39,14 @@ func Main() {
 // jail puts a file over /etc/resolv.conf, where nobody else sees it, and
 // becomes args.
 func jail(resolv string, args []string) error {
+	runtime.LockOSThread() // only this thread leaves the machine's mounts
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	target := "/etc/resolv.conf"
-	if real, err := os.Readlink(target); err == nil && real != "" {
-		target = "/etc/resolv.conf" // mount follows the link
-	}
+	const target = "/etc/resolv.conf"
 	if err := unix.Mount(resolv, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s over %s: %w", resolv, target, err)
 	}
