@@ -47,7 +47,7 @@ test-istiod: ## the proxy under Istio's own control plane and node agent (root)
 	cd test/istiod && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 15m $(PACKAGES)
 
 # What takes longer than a change should wait for. docs/compat.md says when it ran last.
-nightly: ## variables ignored one by one under the tests of whole processes (root)
+nightly: soak ## make soak, and variables ignored one by one under the tests of whole processes (root)
 	ZTUNNEL_TESTS_NIGHTLY=1 $(GO_TEST) -count=1 -v -timeout 30m -run TestATestFailsForEachVariableThatIsIgnored ./test/variables
 
 conform: build ## play test/conform's scenarios against BIN (bin/ztunnel), with the arguments ARGS (root)

@@ -228,7 +228,7 @@ func (c *churn) remove(ctx context.Context, r *rand.Rand, p *pod) error {
 	s.leave(p)
 	agent := s.proxy(p.node).Agent
 	manner := r.IntN(4)
-	if s.lasts < time.Minute { // what the agent forgets is held on to for that long
+	if s.brief() { // what the agent forgets is held on to for that long
 		manner = r.IntN(3)
 	}
 	ev := s.chronicle.begin(&event{

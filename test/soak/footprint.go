@@ -35,9 +35,10 @@ var growth = map[string]struct { //nolint:gochecknoglobals // a table
 	"descriptors: sockets":    {1, 6}, // pages being asked, tunnels between cores on their way out
 	"descriptors: anon_inode": {1, 2},
 	"descriptors: other":      {1, 4},
+	"descriptors: pipes":      {1, 24}, // of splice: package poll keeps them until a collection
 	"goroutines":              {1, 12},
 	"threads":                 {1, 12}, // the runtime keeps those that system calls needed once
-	"memory: Go heap":         {1.3, 12 << 20},
+	"memory: Go heap":         {1.3, 24 << 20},
 	"memory: resident":        {1.5, 48 << 20},
 	"map entries: pass":       {1, 64}, // an LRU: what was announced and never came is good for 10 s only
 }
@@ -45,9 +46,12 @@ var growth = map[string]struct { //nolint:gochecknoglobals // a table
 // settle waits until nothing is going on at a node's proxy and returns the least
 // that it held of each thing in some looks.
 func (s *soak) settle(ctx context.Context, node string) (footprint, error) {
-	const looks, between = 6, 1500 * time.Millisecond
+	looks, between := 6, 1500*time.Millisecond
+	if s.brief() {
+		looks, between = 3, 500*time.Millisecond
+	}
 	var least footprint
-	for i := 0; i < looks; i++ {
+	for range looks {
 		now, err := s.look(ctx, node)
 		if err != nil {
 			return nil, err
@@ -96,7 +100,7 @@ func (f footprint) process(pid int) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sockets", "anon_inode", "other"} {
+	for _, name := range []string{"sockets", "anon_inode", "namespaces", "pipes", "other"} {
 		f["descriptors: "+name] = 0
 	}
 	for _, e := range entries {
@@ -107,6 +111,10 @@ func (f footprint) process(pid int) error {
 			f["descriptors: sockets"]++
 		case strings.HasPrefix(target, "anon_inode:"):
 			f["descriptors: anon_inode"]++
+		case strings.HasPrefix(target, "net:"):
+			f["descriptors: namespaces"]++
+		case strings.HasPrefix(target, "pipe:"):
+			f["descriptors: pipes"]++
 		default:
 			f["descriptors: other"]++
 		}

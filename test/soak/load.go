@@ -87,6 +87,11 @@ func (s *soak) draw(r *rand.Rand, quick bool) *entry {
 		return s.ledger.open(e)
 	}
 	e.plan = choose(r, kinds(quick))
+	if s.brief() {
+		for i := range e.plan.flows {
+			e.plan.flows[i].idle /= 4
+		}
+	}
 	six := r.IntN(3) == 0
 	e.target = s.pick(r)
 	for e.target == e.from { // which would not be captured

@@ -47,6 +47,9 @@ type options struct {
 	logs    string // directory for what the proxies print; empty: none
 }
 
+// brief says whether there is no time for what takes long.
+func (o options) brief() bool { return o.lasts < time.Minute }
+
 func main() {
 	netlab.Main()
 	o, err := parseFlags(os.Args[1:])
