@@ -40,12 +40,14 @@ func (p *Pod) Claim() error {
 	return nil
 }
 
-// Owned says whether the pod is still this process's, after Claim.
+// Owned says whether the pod is still this process's, after Claim. One that
+// has no owner any more was removed by a newer process, if there is one: to
+// enroll it again would capture for nobody.
 func (p *Pod) Owned() (bool, error) {
 	var by uint64
 	err := p.node.maps[mapOwners].Lookup(p.cookie, &by)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return true, nil // who claimed it after us has removed it
+		return p.node.newest()
 	}
 	if err != nil {
 		return false, fmt.Errorf("read owner of namespace %d: %w", p.cookie, err)

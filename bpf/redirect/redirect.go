@@ -259,15 +259,22 @@ func (n *Node) locked(fn func() error) error {
 // write runs fn under the lock if no newer process has opened the pins.
 func (n *Node) write(fn func() error) error {
 	return n.locked(func() error {
-		var now uint64
-		if err := n.maps[redirectMapGeneration].Lookup(uint32(0), &now); err != nil {
-			return fmt.Errorf("read generation: %w", err)
-		}
-		if now != n.generation {
+		if newest, err := n.newest(); err != nil {
+			return err
+		} else if !newest {
 			return ErrReplaced
 		}
 		return fn()
 	})
+}
+
+// newest says whether no other process has opened the pins after this one.
+func (n *Node) newest() (bool, error) {
+	var now uint64
+	if err := n.maps[redirectMapGeneration].Lookup(uint32(0), &now); err != nil {
+		return false, fmt.Errorf("read generation: %w", err)
+	}
+	return now == n.generation, nil
 }
 
 // Own flags the socket as the proxy's: it is never captured, and what it

@@ -157,7 +157,7 @@ func (p *Pod) checkOutbound(ctx context.Context, src netip.Addr) error {
 	to := netip.AddrPortFrom(canaryFor(src), Outbound.Port())
 	c, err := p.strangers().DialTCP(ctx, sock.Dial{Dst: to, Hops: canaryHops, Timeout: canaryTimeout})
 	if err != nil {
-		if p.tier == TierEBPF && p.captured() == before {
+		if p.tier == TierEBPF && p.captured() == before && ctx.Err() == nil {
 			return fmt.Errorf("the connect program did not run for a socket of this process, so the proxy is not inside the cgroup %s, and pods may not be either: %w", p.node.place.cgroup, err)
 		}
 		return err

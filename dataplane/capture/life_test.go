@@ -144,7 +144,7 @@ func TestRemoveLeavesNothingAndLeaksNothing(t *testing.T) {
 	if left := traces(t, pod); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
-	if _, err := os.Stat(filepath.Join(r.cfg.PinDir, "v1/pods", fmt.Sprint(p.cookie))); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(r.cfg.PinDir, fmt.Sprint("v", redirect.ABI), "pods", fmt.Sprint(p.cookie))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("pins of the pod: %v", err)
 	}
 	got, err := ask(other.Host, pod.Addr(8080).String(), "x")
@@ -276,7 +276,7 @@ func TestPinsOfDeadPodsAreCollected(t *testing.T) {
 		if _, err := r.node.bpf.Collect(); err != nil {
 			return err
 		}
-		_, err := os.Stat(filepath.Join(r.cfg.PinDir, "v1/pods", fmt.Sprint(cookie)))
+		_, err := os.Stat(filepath.Join(r.cfg.PinDir, fmt.Sprint("v", redirect.ABI), "pods", fmt.Sprint(cookie)))
 		if !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("still pinned: %v", err)
 		}

@@ -257,13 +257,15 @@ func (p *Pod) keepChecking(ctx context.Context) {
 	}
 }
 
-// setHealth records a verdict and says so when it changes.
+// setHealth records a verdict and says so when it changes. A check that was
+// called off, because the pod is told again or goes, is not worth a line.
 func (p *Pod) setHealth(err error) {
 	p.mu.Lock()
 	was := p.health
 	p.health = err
 	p.mu.Unlock()
 	switch {
+	case errors.Is(err, context.Canceled):
 	case err != nil && was == nil:
 		p.node.log.Error("capture of a pod does not hold", slog.String("pod", p.name()), slog.Any("err", err))
 	case err == nil && was != nil:

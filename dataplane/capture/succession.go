@@ -89,7 +89,8 @@ func (p *Pod) isLeft() bool {
 	return vacated || p.replaced()
 }
 
-// takeBack serves the pod again if the process that has claimed it is gone.
+// takeBack serves the pod again if the process that has claimed it is gone,
+// and has not let the pod go before.
 func (p *Pod) takeBack() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,6 +101,9 @@ func (p *Pod) takeBack() {
 		p.since = time.Now()
 	}
 	if served, err := p.steer.Served(redirect.SlotOutbound); err != nil || served {
+		return
+	}
+	if enrolled, err := p.node.bpf.IsEnrolled(p.cookie); err != nil || !enrolled {
 		return
 	}
 	if err := p.take(); err != nil {

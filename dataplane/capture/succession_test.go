@@ -56,6 +56,31 @@ func TestAPodIsTakenBackFromAProcessThatIsGone(t *testing.T) {
 	}
 }
 
+// TestAPodThatTheNextProcessLetGoStaysFree has a pod leave the mesh while two
+// processes run: the older one, which is not told, must not repair that.
+func TestAPodThatTheNextProcessLetGoStaysFree(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("a")
+	first := r.capture(pod)
+	r.open()
+	second := r.add(pod)
+	must(t, second.Enable(context.Background()))
+	free := func(when string) {
+		t.Helper()
+		first.takeBack()
+		first.lookAfter()
+		if on, err := r.node.bpf.IsEnrolled(first.cookie); on || err != nil {
+			t.Errorf("%s the old process has enrolled it again: %v", when, err)
+		}
+	}
+	must(t, second.Leave())
+	free("with connections left")
+	second.stopServing()
+	free("after the last connection")
+	must(t, second.Remove(context.Background()))
+	free("after the end")
+}
+
 // TestWhoHasBeenAnsweredIsServed has connections and a query wait in the queues
 // of sockets that are to close.
 func TestWhoHasBeenAnsweredIsServed(t *testing.T) {
