@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +27,8 @@ type tcp struct {
 
 	mu       sync.Mutex
 	awaiting bool // guarded by mu: awaitReset is under way
+
+	shut atomic.Bool // we have said FIN, or are about to
 }
 
 var (
@@ -35,7 +38,12 @@ var (
 
 func (t *tcp) Read(p []byte) (int, error)  { return t.c.Read(p) }
 func (t *tcp) Write(p []byte) (int, error) { return t.c.Write(p) }
-func (t *tcp) CloseWrite() error           { return t.c.CloseWrite() }
+
+// CloseWrite says FIN.
+func (t *tcp) CloseWrite() error {
+	t.shut.Store(true)
+	return t.c.CloseWrite()
+}
 
 // TCPInfo is what the kernel knows of the connection.
 func (t *tcp) TCPInfo() (sock.TCPInfo, error) { return sock.InfoOfConn(t.c) }
@@ -102,7 +110,7 @@ func (t *tcp) pump(to *sink) error {
 			return err
 		}
 		if p == nil {
-			return nil
+			return t.howEnded(raw)
 		}
 		slow.begin()
 		_, err = to.Write((*p)[:from.n])
@@ -182,6 +190,22 @@ func (s *source) read(fd uintptr) bool {
 		s.err = os.NewSyscallError("read", s.err)
 	}
 	return true
+}
+
+// howEnded tells a reset from an end where a read cannot: the error of a reset
+// goes to one call only, which may have been a write of the other direction.
+// A socket is dead in both directions by FINs only once we have sent ours.
+func (t *tcp) howEnded(raw syscall.RawConn) error {
+	dead := false
+	err := raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(fds, 0)
+		dead = err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
+	})
+	if err == nil && dead && !t.shut.Load() {
+		return errReset()
+	}
+	return nil
 }
 
 // done takes the buffer back, and chooses the next by how full it was.
