@@ -258,5 +258,10 @@ func keep(q dns.Question, m *dns.Msg, now time.Time) (*cached, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep answer: %v", err)
 	}
+	// A record that ended before its last fields was read, and is written as
+	// something else.
+	if err := new(dns.Msg).Unpack(packed); err != nil {
+		return nil, fmt.Errorf("keep answer: %v", err)
+	}
 	return &cached{key: q, packed: packed, stored: now, expires: now.Add(lifetime(m, q.Qtype))}, nil
 }

@@ -70,7 +70,8 @@ func unpack(msg []byte) (*dns.Msg, error) {
 	return m, nil
 }
 
-// walk checks that every record of a message lies within it.
+// walk checks that every record of a message lies within it, and has data if
+// its type must have some.
 func walk(msg []byte, h header) error {
 	off := headerLen
 	for range h.question {
@@ -85,12 +86,28 @@ func walk(msg []byte, h header) error {
 		if off < 0 || off+10 > len(msg) { // type, class, TTL, length
 			return errMalformed
 		}
-		off += 10 + int(binary.BigEndian.Uint16(msg[off+8:]))
+		length := int(binary.BigEndian.Uint16(msg[off+8:]))
+		if length == 0 && !mayBeEmpty(binary.BigEndian.Uint16(msg[off:])) {
+			return errMalformed
+		}
+		off += 10 + length
 		if off > len(msg) {
 			return errMalformed
 		}
 	}
 	return nil
+}
+
+// mayBeEmpty says if a record of this type can be without data in a query or
+// an answer. [dns.Msg.Unpack] lets every type be, for dynamic updates
+// (RFC 2136), and then has a record with fields that cannot be written.
+func mayBeEmpty(rrtype uint16) bool {
+	switch rrtype {
+	case dns.TypeOPT, dns.TypeNULL, dns.TypeAPL: // RFC 6891 6.1.2, RFC 1035 3.3.10, RFC 3123 4
+		return true
+	}
+	_, known := dns.TypeToRR[rrtype]
+	return !known
 }
 
 // skipName returns where the name at off ends, or -1. It does not follow

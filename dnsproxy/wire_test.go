@@ -172,6 +172,41 @@ func checkAnswer(t *testing.T, protocol string, query, answer []byte) {
 	}
 }
 
+// TestRefusesARecordWithoutItsFields has a record of each kind that the
+// library reads, and would write as something else or as nothing.
+func TestRefusesARecordWithoutItsFields(t *testing.T) {
+	inq := &inquiry{id: 0x1234, question: askFor("a.")}
+	for name, record := range map[string]string{
+		"an SOA without data":            " c00c 0006 0001 0000003c 0000",
+		"an A without data":              " c00c 0001 0001 0000003c 0000",
+		"a CNAME without data":           " c00c 0005 0001 0000003c 0000",
+		"an SOA that ends after a name":  " c00c 0006 0001 0000003c 0002 c00c",
+		"an A of three bytes":            " c00c 0001 0001 0000003c 0003 010101",
+		"an SOA with a field of 3 bytes": " c00c 0006 0001 0000003c 0007 c00c c00c 000000",
+	} {
+		m := inq.accept(packet(t, "1234 8180 0001 0001 0000 0000"+asked+record), false)
+		if m == nil {
+			continue
+		}
+		if a, err := keep(inq.question, m, time.Now()); err == nil {
+			t.Errorf("%s was kept as %x", name, a.packed)
+		}
+	}
+	for name, record := range map[string]string{
+		"an unknown type without data": " c00c ff42 0001 0000003c 0000",
+		"a NULL without data":          " c00c 000a 0001 0000003c 0000",
+	} {
+		m := inq.accept(packet(t, "1234 8180 0001 0001 0000 0000"+asked+record), false)
+		if m == nil {
+			t.Errorf("%s was refused", name)
+			continue
+		}
+		if _, err := keep(inq.question, m, time.Now()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func FuzzAccept(f *testing.F) {
 	inq := &inquiry{id: 0x1234, question: askFor("a.")}
 	f.Add(packet(f, "1234 8180 0001 0001 0000 0000"+asked+" c00c 0001 0001 0000001e 0004 01010101"), false)
