@@ -152,7 +152,12 @@ type Config struct {
 }
 
 // PodInfo names a pod in logs, errors and counters.
-type PodInfo struct{ UID, Name, Namespace string }
+type PodInfo struct {
+	UID, Name, Namespace string
+
+	// Late: the pod ran before anybody captured it. What it has open then ends.
+	Late bool
+}
 
 // A Conn is a captured TCP connection.
 type Conn struct {

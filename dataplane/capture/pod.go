@@ -53,6 +53,7 @@ type Pod struct {
 	inherited bool            // an earlier process had enrolled the pod
 	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
 	proven    bool            // the checks have held once; set by Enable
+	ended     olderEnded      // set by Enable, guarded by mu
 
 	mu      sync.Mutex
 	router  *router           // tier A; guarded by mu
@@ -223,6 +224,7 @@ func (p *Pod) enable(ctx context.Context) error {
 		if err := p.rememberSockets(); err != nil {
 			return err
 		}
+		p.endOlder()
 	}
 	err := p.verify(ctx)
 	p.proven = err == nil

@@ -108,7 +108,12 @@ func (r *rig) capture(pod *netlab.Pod) *proxy {
 
 func (r *rig) add(pod *netlab.Pod) *proxy {
 	r.t.Helper()
-	captured, err := r.node.Add(context.Background(), PodInfo{UID: pod.Name(), Name: pod.Name(), Namespace: "test"}, pod.NS())
+	return r.addAs(pod, PodInfo{UID: pod.Name(), Name: pod.Name(), Namespace: "test"})
+}
+
+func (r *rig) addAs(pod *netlab.Pod, info PodInfo) *proxy {
+	r.t.Helper()
+	captured, err := r.node.Add(context.Background(), info, pod.NS())
 	must(r.t, err)
 	p := &proxy{Pod: captured, t: r.t}
 	p.serve()

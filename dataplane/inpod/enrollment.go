@@ -162,7 +162,7 @@ func (e *Enrollment) add(ctx context.Context, req zds.Request) error {
 		closeNS(req.NetNS)
 		return errNoInfo
 	}
-	pod := Pod{UID: req.UID, Name: req.Info.Name, Namespace: req.Info.Namespace, ServiceAccount: req.Info.ServiceAccount}
+	pod := Pod{UID: req.UID, Name: req.Info.Name, Namespace: req.Info.Namespace, ServiceAccount: req.Info.ServiceAccount, Late: req.Late}
 	e.log.Info("pod received, starting proxy", "uid", pod.UID, "name", pod.Name, "namespace", pod.Namespace)
 	k, try := e.enrol(pod, req)
 	if try == nil {

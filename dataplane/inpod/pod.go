@@ -13,7 +13,12 @@ import (
 )
 
 // A Pod is who the agent says a pod is.
-type Pod struct{ UID, Name, Namespace, ServiceAccount string }
+type Pod struct {
+	UID, Name, Namespace, ServiceAccount string
+
+	// Late: it ran before anybody captured it.
+	Late bool
+}
 
 // A StopMode says why a proxy stops, and so how.
 type StopMode uint8

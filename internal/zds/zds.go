@@ -2,7 +2,7 @@
 
 // Package zds speaks the protocol by which the node agent enrols pods: one
 // protobuf message to a packet, over a unix SOCK_SEQPACKET on which the agent
-// listens.
+// listens. A [Session] is the proxy's end of it, a [Peer] the agent's.
 //
 //	us    -> agent   ZdsHello          once, first
 //	agent -> us      WorkloadRequest   an add carries one descriptor: the pod's network namespace
@@ -69,6 +69,9 @@ type Request struct {
 	Kind Kind
 	UID  string // of the pod; empty for SnapshotSent
 	Info *Info  // Add only, and nil if the agent left it out
+	// Late says that the pod ran before anybody captured it. Add only, and of
+	// our own agent only (cmd/zagent): the field is none of Istio's.
+	Late bool
 	// NetNS is the pod's namespace. Add only; it is the receiver's to close.
 	NetNS *netns.NS
 	// NotNetNS says why the descriptor of an Add is no network namespace;
@@ -146,7 +149,7 @@ func decode(data []byte, fds int) (Request, error) {
 	var req Request
 	switch p := m.GetPayload().(type) {
 	case *zdspb.WorkloadRequest_Add:
-		req = Request{Kind: Add, UID: p.Add.GetUid()}
+		req = Request{Kind: Add, UID: p.Add.GetUid(), Late: p.Add.GetLate()}
 		if info := p.Add.GetWorkloadInfo(); info != nil {
 			req.Info = &Info{Name: info.GetName(), Namespace: info.GetNamespace(), ServiceAccount: info.GetServiceAccount()}
 		}

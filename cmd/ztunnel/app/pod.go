@@ -49,7 +49,7 @@ type podProxy struct {
 // but what an earlier process had captured, which stays so.
 func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod.Proxy, error) {
 	defer ns.Close() // capture keeps a duplicate
-	captured, err := n.capture.Add(ctx, capture.PodInfo{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace}, ns)
+	captured, err := n.capture.Add(ctx, capture.PodInfo{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, Late: pod.Late}, ns)
 	if err != nil {
 		return nil, err
 	}

@@ -20,11 +20,19 @@ type podLine struct {
 	// State tells, other than the dump, a parked pod from one that ends.
 	State   string      `json:"state"`
 	Capture string      `json:"capture,omitempty"` // the tier
+	Late    *lateLine   `json:"late,omitempty"`    // the agent found the pod running
 	Checks  []checkLine `json:"checks,omitempty"`
 	// Waiting are the connections that cannot be judged yet.
 	Waiting   dataplane.Waiting `json:"waiting"`
 	Error     string            `json:"error,omitempty"`     // what is wrong now
 	LastError *troubleAgo       `json:"lastError,omitempty"` // what was wrong the last time
+}
+
+// A lateLine is what became of the connections that a pod had before it was
+// captured.
+type lateLine struct {
+	Ended int    `json:"ended"`
+	Error string `json:"error,omitempty"` // why some may live on
 }
 
 // A checkLine is how one of a pod's test connections ended the last time.
@@ -62,7 +70,16 @@ func podLineOf(s inpod.Status, now time.Time) podLine {
 	if s.LastErr != nil {
 		line.LastError = &troubleAgo{s.LastErr.Error(), age(now, s.LastErrAt)}
 	}
+	if s.Pod.Late {
+		line.Late = &lateLine{}
+	}
 	if p, ok := s.Proxy.(*podProxy); ok {
+		if ended, err := p.capture.Ended(); line.Late != nil {
+			line.Late.Ended = ended
+			if err != nil {
+				line.Late.Error = err.Error()
+			}
+		}
 		line.Capture = p.capture.Tier().String()
 		line.Checks = checkLines(p.capture.Checks(), now)
 		line.Waiting = p.proxy.Waiting()

@@ -30,6 +30,10 @@ func TestThePodsPageSaysWhatIsWrongAndWas(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	status.Pod.Late = true
+	if line := podLineOf(status, now); line.Late == nil {
+		t.Error("a late pod is not shown as one")
+	}
 	checks := checkLines([]capture.Check{
 		{Name: "dns", At: now.Add(-time.Second)}, {Name: "outbound", At: now, Err: errors.New("refused")},
 	}, now)

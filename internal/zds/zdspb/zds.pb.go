@@ -180,9 +180,12 @@ func (x *WorkloadInfo) GetServiceAccount() string {
 // Start to serve a pod. Its network namespace comes with the packet as a
 // descriptor.
 type AddWorkload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	WorkloadInfo  *WorkloadInfo          `protobuf:"bytes,2,opt,name=workload_info,json=workloadInfo,proto3" json:"workload_info,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Uid          string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	WorkloadInfo *WorkloadInfo          `protobuf:"bytes,2,opt,name=workload_info,json=workloadInfo,proto3" json:"workload_info,omitempty"`
+	// The pod ran before anybody captured it. Ours, and numbered far from
+	// Istio's: who does not know the field ignores it.
+	Late          bool `protobuf:"varint,1001,opt,name=late,proto3" json:"late,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -229,6 +232,13 @@ func (x *AddWorkload) GetWorkloadInfo() *WorkloadInfo {
 		return x.WorkloadInfo
 	}
 	return nil
+}
+
+func (x *AddWorkload) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
 }
 
 // Before the snapshot is complete: the pod is still there, though its
@@ -594,10 +604,11 @@ const file_zds_proto_rawDesc = "" +
 	"\fWorkloadInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
-	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccountJ\x04\b\x04\x10\x05R\ftrust_domain\"f\n" +
+	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccountJ\x04\b\x04\x10\x05R\ftrust_domain\"{\n" +
 	"\vAddWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12E\n" +
-	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\" \n" +
+	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\x12\x13\n" +
+	"\x04late\x18\xe9\a \x01(\bR\x04late\" \n" +
 	"\fKeepWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"\x1f\n" +
 	"\vDelWorkload\x12\x10\n" +

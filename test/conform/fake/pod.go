@@ -86,7 +86,7 @@ func (p *proxy) startPod(_ context.Context, info inpod.Pod, ns *netns.NS) (inpod
 		return nil, errors.Join(err, closeAll(sockets))
 	}
 	logger := logs.Span(logs.Target(p.logger, "proxy"), "proxy", name)
-	one.proxy = dataplane.Start(p.config(), dataplane.Pod(info), sockets, dataplane.Shared{
+	one.proxy = dataplane.Start(p.config(), podOf(info), sockets, dataplane.Shared{
 		Store: p.store, Certs: p.certs, Reporter: p.reporter, Logger: logger,
 		Lookup: func(context.Context, string) ([]netip.Addr, bool, error) {
 			return nil, true, errors.New("no names here")
@@ -141,7 +141,7 @@ func (o *pod) serveNames(ip netip.Addr, logger *slog.Logger) error {
 		IPv6: true, View: p.store.View(), Metrics: p.names, Logger: logger, Access: logs.Target(p.logger, "dns"),
 		Upstream: dnsproxy.Upstream{Nameservers: []netip.AddrPort{netip.AddrPortFrom(p.stage.addr("outside"), namesPort)}},
 		Client: func(ctx context.Context) (*mesh.Workload, error) {
-			if w := dataplane.WaitWorkload(ctx, p.store, p.node, dataplane.Pod(o.info)); w != nil {
+			if w := dataplane.WaitWorkload(ctx, p.store, p.node, podOf(o.info)); w != nil {
 				return w, nil
 			}
 			return nil, errors.New("unknown workload")
@@ -182,4 +182,8 @@ func connectionsOf(s live.Snapshot) *admin.Connections {
 		out.Outbound = append(out.Outbound, admin.OutboundConnection{Src: c.Src, ActualDst: c.ActualDst, OriginalDst: c.OriginalDst, Protocol: string(c.Protocol)})
 	}
 	return out
+}
+
+func podOf(p inpod.Pod) dataplane.Pod {
+	return dataplane.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}
 }
