@@ -204,9 +204,16 @@ func (p *Pod) Enroll() error {
 	return nil
 }
 
-// Unenroll ends it. Sockets already captured stay confined to lo.
-func (p *Pod) Unenroll() error {
-	if err := p.write(func() error { return p.node.unenroll(p.cookie) }); err != nil {
+// Unenroll ends it, and then calls then, unless that is nil. Nobody can claim
+// the pod in between. Sockets already captured stay confined to lo.
+func (p *Pod) Unenroll(then func() error) error {
+	err := p.take(func() error {
+		if err := p.node.unenroll(p.cookie); err != nil || then == nil {
+			return err
+		}
+		return then()
+	})
+	if err != nil {
 		return fmt.Errorf("un-enroll namespace %d: %w", p.cookie, err)
 	}
 	return nil
@@ -223,10 +230,13 @@ func (n *Node) unenroll(cookie uint64) error {
 // Counts reads the pod's share of the counters of sk_lookup.
 func (p *Pod) Counts() ([]Count, error) { return readCounts(p.counters) }
 
-// Remove un-enrolls, detaches and unpins. The caller has seen to it that no
+// Remove un-enrolls, has rest take away what else captures, detaches and
+// unpins. Nobody can claim the pod in between. The caller has seen to it that no
 // socket is left that needs the program.
-func (p *Pod) Remove() error {
-	err := p.write(func() error { return p.node.removePod(p.cookie, p.dir) })
+func (p *Pod) Remove(rest func() error) error {
+	err := p.take(func() error {
+		return errors.Join(p.node.unenroll(p.cookie), rest(), p.node.removePod(p.cookie, p.dir))
+	})
 	if err != nil {
 		return fmt.Errorf("remove namespace %d: %w", p.cookie, err)
 	}
@@ -249,18 +259,33 @@ func (n *Node) disown(cookie uint64) error {
 	return err
 }
 
-// Unenroll ends the capture of a namespace that has pins but no [Pod] in this
-// process. Its programs stay until [Node.RemovePins].
-func (n *Node) Unenroll(cookie uint64) error {
-	return n.write(func() error { return n.unenroll(cookie) })
+// RemoveStray is [Pod.Remove] for a namespace that has pins but no [Pod] in this
+// process. One whose listener is in its slot is served by somebody, and no
+// stray: then it returns false.
+func (n *Node) RemoveStray(cookie uint64, rest func() error) (removed bool, err error) {
+	dir := filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10))
+	err = n.write(func() error {
+		if served, err := n.served(dir); err != nil || served {
+			return err
+		}
+		removed = true
+		return errors.Join(n.unenroll(cookie), rest(), n.removePod(cookie, dir))
+	})
+	return removed && err == nil, err
 }
 
-// RemovePins detaches and unpins what steers a namespace without a [Pod] in
-// this process. The caller has seen to it that no socket is left that needs it.
-func (n *Node) RemovePins(cookie uint64) error {
-	return n.write(func() error {
-		return n.removePod(cookie, filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10)))
-	})
+// served says whether somebody listens for the pod whose pins are in dir.
+func (n *Node) served(dir string) (bool, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, redirectMapListeners), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open listeners: %w", err)
+	}
+	defer m.Close()
+	cookie, err := inSlot(m, SlotOutbound)
+	return cookie != 0, err
 }
 
 // Close lets go of descriptors; pins stay. Later calls do nothing.

@@ -32,7 +32,7 @@ func TestTheEndOfAPodIsNoticed(t *testing.T) {
 			must(t, captured.OnEnd(Endings{Idle: func() { idle <- struct{}{} }, Severed: func() { severed <- struct{}{} }}))
 			if mode == EBPF {
 				must(t, captured.steer.Enroll())
-				defer captured.steer.Unenroll()
+				defer captured.steer.Unenroll(nil)
 			}
 			happens := func(what string, c chan struct{}) {
 				t.Helper()

@@ -102,14 +102,18 @@ func (p *Pod) open(ctx context.Context) error {
 	if err := p.follow(); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	held := p.router.hold(p.steer.Hold())
-	p.mu.Unlock()
-	if held != nil {
-		p.node.log.Warn("while no proxy runs, connections of a pod will be refused instead of held",
-			slog.String("pod", p.name()), slog.Any("err", held))
-	}
+	p.hold()
 	return p.watch()
+}
+
+// hold has connections wait while no proxy runs.
+func (p *Pod) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.router.hold(p.steer.Hold()); err != nil {
+		p.node.log.Warn("while no proxy runs, connections of a pod will be refused instead of held",
+			slog.String("pod", p.name()), slog.Any("err", err))
+	}
 }
 
 // prepare opens the namespace's netlink and attaches the steering program.
@@ -197,43 +201,6 @@ func (p *Pod) DNSPacketConns() []net.PacketConn { return p.dnsPackets }
 // that was asked.
 func (p *Pod) DNSListeners() []net.Listener { return p.dnsListeners }
 
-// Enable puts capture in force and proves it. The accept loops and the DNS
-// server must be running. On error the pod is not ready and not captured,
-// unless an earlier process had captured it, in which case it stays so.
-func (p *Pod) Enable(ctx context.Context) error {
-	if p.tier == TierPlain {
-		return nil
-	}
-	err := p.enable(ctx)
-	if err != nil {
-		p.setHealth(err)
-		return fmt.Errorf("capture pod %s: %w", p.name(), err)
-	}
-	p.tasks.Go(func() { p.keepChecking(p.running) })
-	return nil
-}
-
-func (p *Pod) enable(ctx context.Context) error {
-	if p.tier == TierEBPF {
-		if err := p.take(); err != nil {
-			return err
-		}
-		if err := p.steer.Enroll(); err != nil {
-			return err
-		}
-		if err := p.rememberSockets(); err != nil {
-			return err
-		}
-		p.endOlder()
-	}
-	err := p.verify(ctx)
-	p.proven = err == nil
-	if err != nil && p.tier == TierEBPF && !p.inherited {
-		err = errors.Join(err, p.steer.Unenroll(), p.destroyCaptured())
-	}
-	return err
-}
-
 // keepChecking proves capture again and again.
 func (p *Pod) keepChecking(ctx context.Context) {
 	tick := time.NewTicker(checkInterval)
@@ -300,12 +267,9 @@ func (p *Pod) Leave() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.vacated = true
-	err := p.steer.Unenroll()
+	err := p.steer.Unenroll(p.router.freeDNS)
 	if errors.Is(err, redirect.ErrReplaced) {
 		return nil // the pod is the newer process's
-	}
-	if err == nil {
-		err = p.router.freeDNS()
 	}
 	if err != nil {
 		return fmt.Errorf("end capture of pod %s: %w", p.name(), err)
@@ -332,7 +296,7 @@ func (p *Pod) Remove(_ context.Context) error {
 }
 
 func (p *Pod) withdraw() error {
-	err := p.steer.Unenroll()
+	err := p.steer.Unenroll(nil)
 	if errors.Is(err, redirect.ErrReplaced) {
 		return nil // the pod is the newer process's
 	}
@@ -346,11 +310,14 @@ func (p *Pod) withdraw() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := errors.Join(p.router.remove(), p.steer.Remove()); err != nil {
-		return err
+	err = p.steer.Remove(p.router.remove)
+	if errors.Is(err, redirect.ErrReplaced) {
+		return nil // it has just become so
 	}
-	p.node.forget(p.cookie)
-	return nil
+	if err == nil {
+		p.node.forget(p.cookie)
+	}
+	return err
 }
 
 // Park stops serving the pod and keeps what Remove needs. In tier A its capture

@@ -19,7 +19,7 @@ func (p *Pod) repair() error {
 	p.mu.Lock()
 	err := p.steer.Reattach(p.ns.Fd())
 	if err == nil && !p.vacated {
-		err = p.take()
+		_, err = p.take()
 	}
 	p.mu.Unlock()
 	if err != nil {

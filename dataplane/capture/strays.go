@@ -62,13 +62,12 @@ func (n *Node) ReleaseStrays() (int, error) {
 		if ns == nil {
 			continue
 		}
-		err := n.bpf.Unenroll(pin.Cookie)
-		if err == nil {
-			err = errors.Join(cleanNamespace(ns), n.bpf.RemovePins(pin.Cookie))
-		}
+		removed, err := n.bpf.RemoveStray(pin.Cookie, func() error { return cleanNamespace(ns) })
 		ns.Close()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("namespace %d: %w", pin.Cookie, err))
+		}
+		if !removed {
 			continue
 		}
 		released++

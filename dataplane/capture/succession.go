@@ -49,16 +49,17 @@ type slotted struct {
 }
 
 // take claims the pod and puts its sockets in the place of the other process's.
-func (p *Pod) take() error {
-	if err := p.steer.Claim(); err != nil {
-		return err
+func (p *Pod) take() (redirect.Claim, error) {
+	claim, err := p.steer.Claim()
+	if err != nil {
+		return claim, err
 	}
 	for _, s := range p.slots {
 		if err := sock.Control(s.conn, func(fd int) error { return p.steer.SetListener(s.slot, fd) }); err != nil {
-			return err
+			return claim, err
 		}
 	}
-	return nil
+	return claim, nil
 }
 
 // Succeeds says whether another process serves the pod now. While it does there
@@ -106,7 +107,7 @@ func (p *Pod) takeBack() {
 	if enrolled, err := p.node.bpf.IsEnrolled(p.cookie); err != nil || !enrolled {
 		return
 	}
-	if err := p.take(); err != nil {
+	if _, err := p.take(); err != nil {
 		p.node.log.Warn("take back a pod", slog.String("pod", p.name()), slog.Any("err", err))
 		return
 	}

@@ -91,7 +91,8 @@ func TestWhoHasBeenAnsweredIsServed(t *testing.T) {
 	p.Pod, err = r.node.Add(context.Background(), PodInfo{UID: "a", Name: "a", Namespace: "test"}, pod.NS())
 	must(t, err)
 	t.Cleanup(p.stopServing)
-	must(t, p.take())
+	_, err = p.take()
+	must(t, err)
 	must(t, p.steer.Enroll())
 	answers := make(chan error, 3)
 	for _, from := range []func() (string, error){
