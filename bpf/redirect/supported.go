@@ -3,6 +3,7 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -11,20 +12,44 @@ import (
 )
 
 // Supported asks the kernel for everything the programs need and names the
-// first thing it lacks. Kernels are asked, never their versions: distributions
-// carry features back. The versions in the text are where mainline has them.
+// first thing it lacks.
 func Supported() error {
-	if err := features.HaveProgramType(ebpf.SkLookup); err != nil {
-		return fmt.Errorf("sk_lookup programs (Linux 5.9): %w", err)
+	for _, n := range needs() {
+		if err := n.ask(); err != nil {
+			return err
+		}
 	}
-	if err := features.HaveMapType(ebpf.SkStorage); err != nil {
-		return fmt.Errorf("socket storage (Linux 5.2): %w", err)
+	return nil
+}
+
+// Lacks is [Supported] for who wants to know all of it. What the kernel refuses
+// to say is the second result: without privileges it says nothing.
+func Lacks() (missing []error, refused error) {
+	for _, n := range needs() {
+		err := n.ask()
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+			missing = append(missing, err)
+		case err != nil:
+			return missing, err
+		}
 	}
-	needs := []struct {
-		kind   ebpf.ProgramType
-		helper asm.BuiltinFunc
-		since  string
-	}{
+	return missing, nil
+}
+
+// A need is something that the programs cannot do without. Kernels are asked,
+// never their versions: distributions carry features back. The versions in the
+// text are where mainline has them.
+type need struct {
+	kind   ebpf.ProgramType
+	helper asm.BuiltinFunc // 0: the type of programs itself, or socket storage
+	since  string
+}
+
+func needs() []need {
+	return []need{
+		{ebpf.SkLookup, 0, "5.9"},
+		{ebpf.UnspecifiedProgram, 0, "5.2"},
 		{ebpf.CGroupSockAddr, asm.FnGetNetnsCookie, "5.7"},
 		{ebpf.CGroupSockAddr, asm.FnSetsockopt, "5.8"},
 		{ebpf.CGroupSockAddr, asm.FnSkStorageGet, "5.10"},
@@ -35,7 +60,19 @@ func Supported() error {
 		{ebpf.SockOps, asm.FnSkStorageGet, "5.4"},
 		{ebpf.SkLookup, asm.FnSkAssign, "5.9"},
 	}
-	for _, n := range needs {
+}
+
+func (n need) ask() error {
+	switch {
+	case n.kind == ebpf.UnspecifiedProgram:
+		if err := features.HaveMapType(ebpf.SkStorage); err != nil {
+			return fmt.Errorf("socket storage (Linux %s): %w", n.since, err)
+		}
+	case n.helper == 0:
+		if err := features.HaveProgramType(n.kind); err != nil {
+			return fmt.Errorf("%v programs (Linux %s): %w", n.kind, n.since, err)
+		}
+	default:
 		if err := features.HaveProgramHelper(n.kind, n.helper); err != nil {
 			return fmt.Errorf("helper %v in %v programs (Linux %s): %w", n.helper, n.kind, n.since, err)
 		}

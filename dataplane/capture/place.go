@@ -71,7 +71,7 @@ const realRootInode = 1
 func cgroupRoot(explicit string) (string, error) {
 	if explicit != "" {
 		if !isCgroup2(explicit) {
-			return "", fmt.Errorf("CGROUP_ROOT %s is not a directory of a cgroup2 hierarchy", explicit)
+			return "", fmt.Errorf("CGROUP_ROOT %s is not a directory of a cgroup2 hierarchy: name one, or unset it to have the root found", explicit)
 		}
 		return filepath.Clean(explicit), nil
 	}
@@ -132,7 +132,7 @@ func insideCgroup(dir string) error {
 	if path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") {
 		return nil
 	}
-	return fmt.Errorf("the proxy (cgroup %s) is not inside CGROUP_ROOT %s: programs attached there would not see it, nor prove that they see pods", own, dir)
+	return fmt.Errorf("the proxy (cgroup %s) is not inside CGROUP_ROOT %s: programs attached there would not see it, nor prove that they see pods; name a directory above both, or unset it", own, dir)
 }
 
 // cgroupMount is where the hierarchy of dir is mounted, which is what the paths

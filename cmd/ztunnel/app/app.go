@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/fips140"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 
 const usage = `commands:
   proxy    run the proxy (also without a command)
+  check    look whether a proxy with this environment would work here
   cleanup  remove every trace of capture from this node
   version  print what was built
   help     print this
@@ -46,6 +48,8 @@ func Main(args []string, env Env, stdout, stderr io.Writer) int {
 	switch command {
 	case "proxy":
 		err = proxy(args, env, log, version)
+	case "check":
+		err = check(args[2:], env, stdout)
 	case "cleanup":
 		err = cleanup(args, env, log)
 	case "version":
@@ -57,10 +61,13 @@ func Main(args []string, env Env, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "%s\n%s", version, usage)
 		return 1
 	}
-	if err != nil {
-		return fail(stderr, err)
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errFound):
+		return 1 // they are on stdout
 	}
-	return 0
+	return fail(stderr, err)
 }
 
 func fail(stderr io.Writer, err error) int {
