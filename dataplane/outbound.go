@@ -208,7 +208,7 @@ func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, er
 func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn, ended func()) {
 	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
 	ends := p.wantEnds()
-	relay.Carry(ctx, client, upstream, relay.Counts{
+	p.shared.Engine.Plain().Carry(ctx, client, upstream, relay.Counts{
 		Sent:     rep.AddReceived, // metrics take the server's view: what the client sends is received
 		Received: rep.AddSent,
 		Ends:     ends,

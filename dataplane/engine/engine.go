@@ -31,6 +31,7 @@ package engine
 import (
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/record"
 	"github.com/ztunnel-go/ztunnel/dataplane/reactor"
+	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,6 +56,7 @@ type Engine struct {
 	group *reactor.Group
 	lanes []*lane
 	turn  chan int // the next lane; a channel of one is a counter with a lock
+	plain *relay.Loops
 }
 
 // A lane is one loop and its buffers.
@@ -71,7 +73,7 @@ type lane struct {
 
 // New makes an engine over the loops of group, which outlive all tunnels.
 func New(group *reactor.Group) *Engine {
-	e := &Engine{group: group, turn: make(chan int, 1)}
+	e := &Engine{group: group, turn: make(chan int, 1), plain: relay.NewLoops(group)}
 	for _, l := range group.Loops() {
 		e.lanes = append(e.lanes, &lane{
 			loop:    l,
@@ -83,6 +85,18 @@ func New(group *reactor.Group) *Engine {
 	e.turn <- 0
 	return e
 }
+
+// Plain carries connections without a tunnel on the same loops; of no engine,
+// goroutines do.
+func (e *Engine) Plain() *relay.Loops {
+	if e == nil {
+		return nil
+	}
+	return e.plain
+}
+
+// Close comes after the group's, and gives back what is kept for its loops.
+func (e *Engine) Close() { e.plain.Close() }
 
 // pick names the lanes in turn.
 func (e *Engine) pick() *lane {

@@ -70,14 +70,16 @@ func closings() []closing {
 func TestWhoEndedFirst(t *testing.T) {
 	for _, c := range closings() {
 		t.Run(c.name, func(t *testing.T) {
-			p := newPath(t)
-			write(t, p.client, "x")
-			expect(t, p.server, "x")
-			c.do(t, p.client, p.server)
-			p.wait(t)
-			if got := told(t, &p.ends); got != c.want {
-				t.Errorf("%s; want %s", got, c.want)
-			}
+			eachWay(t, func(t *testing.T, newPath func(*testing.T) *path) {
+				p := newPath(t)
+				write(t, p.client, "x")
+				expect(t, p.server, "x")
+				c.do(t, p.client, p.server)
+				p.wait(t)
+				if got := told(t, &p.ends); got != c.want {
+					t.Errorf("%s; want %s", got, c.want)
+				}
+			})
 		})
 		t.Run(c.name+" through a tunnel", func(t *testing.T) {
 			m := newMesh(t)
@@ -95,14 +97,16 @@ func TestWhoEndedFirst(t *testing.T) {
 }
 
 func TestTheProxyEndsFirst(t *testing.T) {
-	p := newPath(t)
-	write(t, p.client, "x")
-	expect(t, p.server, "x")
-	p.cancel(errors.New("enough"))
-	p.wait(t)
-	if got, want := told(t, &p.ends), "proxy first: client open, upstream open"; got != want {
-		t.Errorf("%s; want %s", got, want)
-	}
+	eachWay(t, func(t *testing.T, newPath func(*testing.T) *path) {
+		p := newPath(t)
+		write(t, p.client, "x")
+		expect(t, p.server, "x")
+		p.cancel(errors.New("enough"))
+		p.wait(t)
+		if got, want := told(t, &p.ends), "proxy first: client open, upstream open"; got != want {
+			t.Errorf("%s; want %s", got, want)
+		}
+	})
 }
 
 func TestATunnelThatIsLostEndsFirst(t *testing.T) {

@@ -19,8 +19,12 @@
 // at most [linger]; a plain TCP path gives no more. A direction that waits
 // holds no buffer.
 //
+// Goroutines do that ([Copy], [Carry]), or event loops, for two TCP connections
+// ([Loops]) and for those that know how to ([Joiner]).
+//
 // It knows no protocol: a tunnel's stream and a TCP connection are both a
-// [Conn]. Imports only x/sys; imported by dataplane.
+// [Conn]. Imports dataplane/reactor, internal/sock and x/sys; imported by
+// dataplane and by dataplane/engine, whose streams are Joiners.
 package relay
 
 import (

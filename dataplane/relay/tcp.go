@@ -197,11 +197,7 @@ func (s *source) read(fd uintptr) bool {
 // A socket is dead in both directions by FINs only once we have sent ours.
 func (t *tcp) howEnded(raw syscall.RawConn) error {
 	dead := false
-	err := raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		n, err := unix.Poll(fds, 0)
-		dead = err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
-	})
+	err := raw.Control(func(fd uintptr) { dead = isDead(int(fd)) })
 	if err == nil && dead && !t.shut.Load() {
 		return errReset()
 	}

@@ -68,6 +68,22 @@ func raw(trap uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
 	}
 }
 
+// SpliceNow moves up to n bytes between a socket and a pipe, neither of which
+// blocks; 0 at the end, EAGAIN if nothing can be moved.
+func SpliceNow(from, to, n int) (int, error) {
+	for {
+		r, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n),
+			unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			return 0, errno
+		}
+		return int(r), nil
+	}
+}
+
 // PollNow asks an epoll instance without waiting.
 func PollNow(ep int, events []unix.EpollEvent) (int, error) {
 	for {

@@ -186,7 +186,13 @@ func (b *bench) takeIdle(ctx context.Context, c cell) (sample, error) {
 			return err
 		}
 	}
-	o, err := load(ctx, b.client, j, look(&before), look(&after))
+	o, err := load(ctx, b.client, j, look(&before), func() error {
+		err := look(&after)()
+		if dir := b.profiles; dir != "" && err == nil {
+			err = b.profile(ctx, dir, c.name)
+		}
+		return err
+	})
 	if err != nil {
 		return s, err
 	}

@@ -39,6 +39,7 @@ type options struct {
 	only     *regexp.Regexp
 	rounds   int
 	idle     int
+	profiles string
 	duration time.Duration
 }
 
@@ -70,6 +71,7 @@ func parseFlags(args []string) (o options, err error) {
 	only := fs.String("only", "", "measure only rows whose name matches this `expression`")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often each is measured; medians are shown")
 	fs.IntVar(&o.idle, "idle", 4000, "how many idle connections memory is divided by")
+	fs.StringVar(&o.profiles, "profiles", "", "with idle connections, write each proxy's heap, goroutines and memory map to this `directory`")
 	fs.DurationVar(&o.duration, "duration", 2*time.Second, "how long each measurement takes")
 	if err := fs.Parse(args); err != nil {
 		return o, err

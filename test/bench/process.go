@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -102,4 +103,38 @@ func loadAverage() string {
 	text, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(text), " ")
 	return first
+}
+
+// profile writes what each proxy holds to files in dir.
+func (b *bench) profile(ctx context.Context, dir, name string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	name = strings.ReplaceAll(name, " ", "-")
+	for i, p := range b.proxies {
+		smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", p.Pid()))
+		if err != nil {
+			return err
+		}
+		pages := map[string][]byte{"smaps": smaps}
+		for _, what := range []string{"heap", "goroutine?debug=1"} {
+			_, page, err := p.Get(ctx, "15000/debug/pprof/"+what)
+			if err != nil {
+				return err
+			}
+			kind, _, _ := strings.Cut(what, "?")
+			pages[kind] = []byte(page)
+		}
+		_, page, err := p.Get(ctx, "15020/metrics")
+		if err != nil {
+			return err
+		}
+		pages["metrics"] = []byte(page)
+		for kind, data := range pages {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.%s", name, i+1, kind)), data, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

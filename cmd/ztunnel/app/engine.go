@@ -30,6 +30,10 @@ func (n *node) buildEngine(context.Context) error {
 		return err
 	}
 	n.engine = engine.New(group)
-	n.onClose("engine", func() error { group.Close(); return nil })
+	n.onClose("engine", func() error {
+		group.Close()
+		n.engine.Close()
+		return nil
+	})
 	return nil
 }
