@@ -50,7 +50,8 @@ type Image struct {
 	PingWaits    bool
 	GoAway       *wire.GoAwayError
 
-	Streams []StreamImage // in the order of their ids
+	Past    wire.PastState // server: of streams that are closed
+	Streams []StreamImage  // in the order of their ids
 }
 
 // FrameImage is how far the frame is that arrives.
@@ -98,6 +99,7 @@ type StreamImage struct {
 	Request    []wire.Field // of a peer's request without an answer; it is made again
 	Waiting    bool         // for the answer to a request of ours
 	Joint      *JointImage
+	Owner      any `json:"-"` // [relay.Counts.Owner] of the joint; it is not written down
 }
 
 // JointImage is the socket that a stream is joined with.
@@ -168,6 +170,9 @@ func (t *Tunnel) export() (*Image, []int) {
 		SendWindow: t.sendWindow, RecvWindow: t.recvWindow, Uncredited: t.uncredited,
 		Budget: t.budget, Provoked: t.provoked,
 		SettingsDue: t.settingsDue, PingDue: t.pingDue, PingWaits: t.pingWaits, GoAway: t.goAway,
+	}
+	if !t.client {
+		img.Past = t.past.State()
 	}
 	if img.Plain = t.in == nil; !img.Plain {
 		img.In, img.Out = t.in.State(), t.out.State()
@@ -250,6 +255,7 @@ func (s *Stream) image(fds *[]int) StreamImage {
 			FD: len(*fds), Client: j.how.Client, InOver: j.inOver, OutOver: j.outOver, Dark: j.dark, Broken: j.broken,
 			LingerDue: j.timer.At, Cause: imageOf(j.cause),
 		}
+		i.Owner = j.how.Counts.Owner
 		*fds = append(*fds, j.how.FD)
 		j.vacate()
 	}

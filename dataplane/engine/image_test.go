@@ -146,6 +146,12 @@ func TestATunnelMovesAfterEveryByte(t *testing.T) {
 				apps[0].CloseWrite()
 			}
 		})
+		for asked := make(chan bool, 1); ; time.Sleep(time.Millisecond) { // who moves first refuses the request
+			client.do(func() { asked <- len(client.streams) > 0 })
+			if await(t, asked) {
+				break
+			}
+		}
 		moved := client
 		if server {
 			moved = srv

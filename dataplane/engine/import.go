@@ -44,6 +44,7 @@ func (e *Engine) Import(img *Image, fds []int, cfg Config, adopt Adopter) (*Tunn
 	}
 	cfg.Settings = img.Settings
 	t := e.newTunnel(fds[0], img.Client, cfg)
+	t.places = places{limit: img.Limit, used: img.used(), leaving: img.Leaving}
 	if !img.Plain {
 		t.in, t.out = &in, &out
 	}
@@ -86,12 +87,8 @@ func (t *Tunnel) resurrect(img *Image, fds []int, adopt Adopter) {
 	t.peerWindow, t.peerSettings, t.acknowledged = img.PeerWindow, img.PeerSettings, img.Acknowledged
 	t.sendWindow, t.recvWindow, t.uncredited = img.SendWindow, img.RecvWindow, img.Uncredited
 	t.settingsDue, t.pingDue, t.pingWaits, t.goAway = img.SettingsDue, img.PingDue, img.PingWaits, img.GoAway
-	t.places.mu.Lock()
-	t.places.limit = img.Limit
-	t.places.mu.Unlock()
-	if img.Leaving {
-		t.leave()
-	}
+	t.leaving = img.Leaving
+	t.past = wire.PastOf(img.Past)
 	if len(img.Part) > 0 {
 		t.part = append(t.lane.parts.Get()[:0], img.Part...)
 	}
@@ -135,10 +132,17 @@ func (t *Tunnel) revive(i *StreamImage) *Stream {
 		return s
 	}
 	t.streams[s.id] = s
-	if t.client {
-		t.Promise(1)
-	}
 	return s
+}
+
+// used is how many places a client's streams take.
+func (i *Image) used() (n int) {
+	for _, s := range i.Streams {
+		if i.Client && !s.Closed {
+			n++
+		}
+	}
+	return n
 }
 
 // adopt gives a stream back to whom it belongs.
@@ -171,6 +175,10 @@ func (t *Tunnel) adopt(i *StreamImage, fds []int, adopt Adopter) {
 func (j *joint) resurrect(linger reactor.Time) {
 	s := j.s
 	s.joint = j
+	if ctx := j.how.Context; ctx != nil && ctx.Err() != nil {
+		j.abort() // before a byte more passes
+		return
+	}
 	j.watchContext()
 	if linger != 0 {
 		s.t.lane.loop.Set(&j.timer, linger, j)

@@ -197,7 +197,7 @@ func (o *outbox) flush(t *Tunnel) {
 // write seals what is open and writes what is sealed.
 func (o *outbox) write(t *Tunnel) {
 	o.seal(t)
-	if t.out != nil && (t.out.Due() || t.in.Due()) {
+	if t.out != nil && (t.out.Due() || t.in.Due() || t.renew) {
 		o.newKey(t)
 	}
 	for o.off < o.n {
@@ -241,7 +241,7 @@ func (o *outbox) retry(t *Tunnel) {
 	if o.buf != nil {
 		o.write(t)
 	}
-	if !o.stuck && t.owesKey {
+	if !o.stuck && (t.owesKey || t.renew) {
 		o.newKey(t)
 	}
 	for !o.stuck && len(o.later) > 0 && !t.closed {
@@ -275,8 +275,8 @@ func (o *outbox) newKey(t *Tunnel) {
 	if t.out == nil || t.ended || t.closed {
 		return
 	}
-	ask := t.in.Due() && !t.asked
-	if !t.owesKey && !ask && !t.out.Due() {
+	ask := (t.in.Due() || t.renew) && !t.asked
+	if !t.owesKey && !t.renew && !ask && !t.out.Due() {
 		return
 	}
 	o.room(t)
@@ -290,7 +290,7 @@ func (o *outbox) newKey(t *Tunnel) {
 		return
 	}
 	o.n += k
-	t.owesKey, t.asked = false, t.asked || ask
+	t.owesKey, t.renew, t.asked = false, false, t.asked || ask
 }
 
 // alert adds the last record.

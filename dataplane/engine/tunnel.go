@@ -101,6 +101,7 @@ type Tunnel struct {
 	goAway      *wire.GoAwayError // the peer complained, and has not closed yet
 	asked       bool              // we asked for a new key, and have none yet
 	owesKey     bool              // the peer asked us for a new key
+	renew       bool              // see Rekey
 }
 
 // places counts streams of a client, for goroutines that look for a tunnel

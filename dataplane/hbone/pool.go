@@ -75,7 +75,7 @@ type Pool struct {
 	pooled   map[Key]*list.Element // guarded by mu: of *entry
 	lru      *list.List            // guarded by mu: entries, latest use first
 	attempts map[Key][]*attempt    // guarded by mu: under way
-	all      map[*Tunnel]struct{}  // guarded by mu: pooled or not, until they end
+	all      map[*Tunnel]Key       // guarded by mu: pooled or not, until they end
 }
 
 // An entry is a tunnel that takes more streams.
@@ -103,7 +103,7 @@ func NewPool(cfg PoolConfig) *Pool {
 	return &Pool{
 		cfg: cfg, ctx: ctx, cancel: cancel,
 		pooled: map[Key]*list.Element{}, lru: list.New(),
-		attempts: map[Key][]*attempt{}, all: map[*Tunnel]struct{}{},
+		attempts: map[Key][]*attempt{}, all: map[*Tunnel]Key{},
 	}
 }
 
@@ -291,7 +291,7 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 		return nil, err
 	}
 	p.mu.Lock()
-	p.all[t] = struct{}{}
+	p.all[t] = key
 	p.mu.Unlock()
 	release, err := hs.opened(t)
 	p.tunnels.Go(func() {

@@ -83,8 +83,11 @@ func (l *loopServer) run(s *ServerConn) error {
 		l.mu.Unlock()
 		return nil
 	}
-	t := s.cfg.Engine.Server(l.fd, l.session, engine.Config{
-		Settings: s.cfg.Settings, Local: l.local, Remote: l.remote, Request: s.request})
+	t := l.tunnel // of one that has travelled
+	if t == nil {
+		t = s.cfg.Engine.Server(l.fd, l.session, engine.Config{
+			Settings: s.cfg.Settings, Local: l.local, Remote: l.remote, Request: s.request})
+	}
 	l.tunnel = t
 	early := l.early
 	l.early = nil

@@ -62,6 +62,7 @@ type Counts struct {
 	Sent     func(n int) // from client to upstream
 	Received func(n int) // from upstream to client
 	Ends     *Ends       // is told how both sides ended; nil: nobody wants to know
+	Owner    any         // who is behind the functions, for a Joiner that is taken elsewhere; may be nil
 }
 
 // linger is how long bytes that came before a reset may wait for a receiver

@@ -44,7 +44,7 @@ func bans() []ban {
 		},
 		{
 			from: everywhere, to: []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/..."},
-			except: []string{"xds/...", "internal/ca/...", "internal/control", "internal/zds/..."},
+			except: []string{"xds/...", "internal/ca/...", "internal/control", "internal/zds/...", "dataplane/handover/..."},
 			why:    "wire types are translated at the edge and walk no further",
 		},
 		{
