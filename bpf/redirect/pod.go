@@ -274,6 +274,21 @@ func (n *Node) RemoveStray(cookie uint64, rest func() error) (removed bool, err 
 	return removed && err == nil, err
 }
 
+// Orphan says whether a namespace is captured and nobody listens for it. Only the
+// newest process learns of one: an older one is about to end.
+func (n *Node) Orphan(cookie uint64) (bool, error) {
+	newest, err := n.newest()
+	if err != nil || !newest {
+		return false, err
+	}
+	enrolled, err := n.IsEnrolled(cookie)
+	if err != nil || !enrolled {
+		return false, err
+	}
+	served, err := n.served(filepath.Join(n.dir, podsDir, strconv.FormatUint(cookie, 10)))
+	return !served && err == nil, err
+}
+
 // served says whether somebody listens for the pod whose pins are in dir.
 func (n *Node) served(dir string) (bool, error) {
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, redirectMapListeners), nil)

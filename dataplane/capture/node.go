@@ -41,6 +41,8 @@ type Node struct {
 	ending map[*Pod]struct{}   // guarded by mu; those that want to hear of their listeners' end
 	known  map[uint64]struct{} // guarded by mu; namespaces added in this process, by cookie, until their capture is removed
 
+	found map[uint64]struct{} // guarded by mu; namespaces captured when the process began, or since without being added; see Orphaned
+
 	sweeps budget
 
 	stop   context.CancelFunc
@@ -71,7 +73,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: log, known: map[uint64]struct{}{}, ending: map[*Pod]struct{}{}}
+	n := &Node{cfg: cfg, log: log, known: map[uint64]struct{}{}, found: map[uint64]struct{}{}, ending: map[*Pod]struct{}{}}
 	own, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	if cfg.Mode == IstioCNI {
@@ -113,6 +115,13 @@ func (n *Node) load() error {
 		ProbeCgroup: here.probes,
 		HostCookie:  here.hostCookie,
 	})
+	if err != nil {
+		return err
+	}
+	pins, err := redirect.PodPins(n.cfg.PinDir)
+	for _, pin := range pins {
+		n.found[pin.Cookie] = struct{}{} // the agent will say which of them are left
+	}
 	return err
 }
 

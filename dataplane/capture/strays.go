@@ -79,3 +79,44 @@ func (n *Node) ReleaseStrays() (int, error) {
 	}
 	return released, nil
 }
+
+// Orphaned says whether there are pods that another process has captured since
+// this one began, that nobody serves any more, and that were never added here:
+// the agent has told them to the other alone, which is gone. Until it tells them
+// again they stay closed. Each pod is reported once.
+func (n *Node) Orphaned() (bool, error) {
+	if n.bpf == nil {
+		return false, nil
+	}
+	n.adding.RLock() // a pod that is being added is known
+	defer n.adding.RUnlock()
+	pins, err := redirect.PodPins(n.cfg.PinDir)
+	if err != nil {
+		return false, fmt.Errorf("look for orphaned pods: %w", err)
+	}
+	found := false
+	for _, pin := range pins {
+		if pin.NetnsIno == 0 || n.knows(pin.Cookie) {
+			continue
+		}
+		orphan, err := n.bpf.Orphan(pin.Cookie)
+		if err != nil {
+			return found, fmt.Errorf("look for orphaned pods: %w", err)
+		}
+		if orphan && n.findNew(pin.Cookie) {
+			n.log.Warn("a pod is captured that nobody serves", slog.Uint64("cookie", pin.Cookie))
+			found = true
+		}
+	}
+	return found, nil
+}
+
+// findNew says whether a namespace was neither there when the process began nor
+// found before.
+func (n *Node) findNew(cookie uint64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, old := n.found[cookie]
+	n.found[cookie] = struct{}{}
+	return !old
+}

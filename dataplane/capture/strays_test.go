@@ -50,3 +50,42 @@ func TestAPodThatNobodyTellsOfIsLetGo(t *testing.T) {
 	}
 	staysClosed(t, kept, recordTCP(t, kept))
 }
+
+// TestAPodThatOnlyAPredecessorWasToldOfIsMissed has the older of two processes
+// told of a pod, and end.
+func TestAPodThatOnlyAPredecessorWasToldOfIsMissed(t *testing.T) {
+	r := newRig(t)
+	deleted := r.pod("deleted")
+	r.capture(deleted).stopServing()
+	first := r.node
+	r.open()
+	second := r.node
+	pod := r.pod("a")
+	r.node = first
+	p := r.capture(pod)
+	found := func(n *Node) bool {
+		t.Helper()
+		is, err := n.Orphaned()
+		must(t, err)
+		return is
+	}
+	if found(second) {
+		t.Error("missed while it is served")
+	}
+	p.stopServing()
+	if found(first) {
+		t.Error("the older process misses it")
+	}
+	if !found(second) {
+		t.Error("not missed when its process is gone")
+	}
+	if found(second) {
+		t.Error("missed twice")
+	}
+	r.node = second
+	r.capture(pod)
+	r.capture(deleted)
+	if found(second) {
+		t.Error("missed although it is there")
+	}
+}

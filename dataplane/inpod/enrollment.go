@@ -55,6 +55,12 @@ type Config struct {
 	// is not called again before it has returned; Close waits for it. nil:
 	// nobody asks.
 	Settled func()
+	// Missing is asked every ten seconds after the snapshot whether there are
+	// pods that the agent has told another proxy, which is gone: it tells each
+	// change to the one that connected last, so to one that is being replaced
+	// if that was the last to reconnect. Then the conversation is begun anew,
+	// and so with a snapshot. nil: there are none.
+	Missing func() bool
 }
 
 const (
@@ -68,6 +74,8 @@ const (
 	// parkTime is how long an agent must have been connected without naming a
 	// pod for it to be taken for gone.
 	parkTime = time.Minute
+	// missingInterval is between questions for pods that were told elsewhere.
+	missingInterval = 10 * time.Second
 	// healthInterval is between questions to a proxy about its health.
 	healthInterval = 2 * time.Second
 )

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/internal/zds"
@@ -81,6 +82,11 @@ func (e *Enrollment) follow(ctx context.Context, s *zds.Session) (served bool, _
 	e.log.Info("handling new stream")
 	e.begin()
 	defer e.end()
+	ctx, cancel := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	looking.Go(func() { e.lookForMissing(ctx, cancel) })
+	defer looking.Wait()
+	defer cancel()
 	for {
 		req, err := s.Next(ctx)
 		if err != nil {
@@ -100,6 +106,23 @@ func (e *Enrollment) follow(ctx context.Context, s *zds.Session) (served bool, _
 		if err := s.Ack(refused); err != nil {
 			e.log.Warn(fmt.Sprintf("process stream ended: %v", err))
 			return served, nil
+		}
+	}
+}
+
+// lookForMissing ends a conversation, by cancel, that lacks pods.
+func (e *Enrollment) lookForMissing(ctx context.Context, cancel func()) {
+	if e.cfg.Missing == nil {
+		return
+	}
+	for ctx.Err() == nil {
+		sleep(ctx, missingInterval)
+		e.mu.Lock()
+		told := e.snapshot
+		e.mu.Unlock()
+		if told && ctx.Err() == nil && e.cfg.Missing() {
+			e.log.Warn("pods were told to another proxy that is gone, asking the node agent for all again")
+			cancel()
 		}
 	}
 }

@@ -32,12 +32,15 @@ type live struct {
 	cancel context.CancelFunc
 }
 
-func running(t *testing.T) *live {
+func running(t *testing.T, change ...func(*Config)) *live {
 	t.Helper()
 	st := newStage()
 	l := &live{stage: st, path: filepath.Join(t.TempDir(), "s"), logs: &lines{}, ended: make(chan error, 1)}
 	cfg := st.config()
 	cfg.Socket, cfg.Logger = l.path, slog.New(slog.NewTextHandler(l.logs, nil))
+	for _, c := range change {
+		c(&cfg)
+	}
 	l.e = New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	l.cancel = cancel

@@ -167,6 +167,7 @@ func (n *node) enrollmentConfig() inpod.Config {
 		Logger:  logs.Target(n.logger, "ztunnel::inpod::statemanager"),
 		Metrics: n.registry.Pods(),
 		Settled: n.releaseStrays,
+		Missing: n.orphaned,
 		Ready: func(ready bool, _ []string) {
 			if ready {
 				n.enrolled.Done()
@@ -331,4 +332,13 @@ func (n *node) releaseStrays() {
 	if _, err := n.capture.ReleaseStrays(); err != nil {
 		logs.Target(n.logger, "capture").Warn("pods that are gone are still captured", slog.String("error", err.Error()))
 	}
+}
+
+// orphaned says whether pods were told to another process alone.
+func (n *node) orphaned() bool {
+	found, err := n.capture.Orphaned()
+	if err != nil {
+		logs.Target(n.logger, "capture").Warn("pods that nobody serves are not looked for", slog.String("error", err.Error()))
+	}
+	return found
 }
