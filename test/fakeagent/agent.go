@@ -36,12 +36,13 @@ type Agent struct {
 	cancel   context.CancelFunc
 	serving  sync.WaitGroup // the accept loop; ends when cancelled
 
-	mu      sync.Mutex    // held while a request waits for its answer
-	pods    []Pod         // guarded by mu; in the order they were added
-	conns   []*Conn       // guarded by mu; the last is told
-	answers []Answer      // guarded by mu
-	taken   int           // guarded by mu; snapshots that were answered
-	more    chan struct{} // guarded by mu; closed when taken grows
+	mu      sync.Mutex      // held while a request waits for its answer
+	pods    []Pod           // guarded by mu; in the order they were added
+	conns   []*Conn         // guarded by mu; the last is told
+	answers []Answer        // guarded by mu
+	has     map[string]bool // guarded by mu; uids that a proxy has accepted since Add
+	taken   int             // guarded by mu; snapshots that were answered
+	more    chan struct{}   // guarded by mu; closed when taken grows
 }
 
 // Start listens on path, with pods to begin with.
@@ -51,7 +52,7 @@ func Start(path string, pods ...Pod) (*Agent, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &Agent{listener: l, cancel: cancel, pods: slices.Clone(pods), more: make(chan struct{})}
+	a := &Agent{listener: l, cancel: cancel, pods: slices.Clone(pods), has: map[string]bool{}, more: make(chan struct{})}
 	a.serving.Go(func() { a.serve(ctx) })
 	return a, nil
 }
@@ -89,7 +90,10 @@ func (a *Agent) tellLocked(p Pod) error {
 		return a.sendLocked("keep", p.UID, func(c *Conn) error { return c.Keep(p.UID) })
 	}
 	info := &zdspb.WorkloadInfo{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}
-	return a.sendLocked("add", p.UID, func(c *Conn) error { return c.Add(p.UID, info, p.NS) })
+	connected := len(a.conns) > 0
+	err := a.sendLocked("add", p.UID, func(c *Conn) error { return c.Add(p.UID, info, p.NS) })
+	a.has[p.UID] = a.has[p.UID] || connected && err == nil
+	return err
 }
 
 // sendLocked sends on the last connection, and drops it if that fails. a.mu is
@@ -119,6 +123,14 @@ func (a *Agent) Add(p Pod) error {
 	return a.tellLocked(p)
 }
 
+// Accepted says whether a proxy has accepted the pod since it was added. Until
+// then kubelet would not start its containers.
+func (a *Agent) Accepted(uid string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.has[uid]
+}
+
 // Del takes a pod off the list and says so.
 func (a *Agent) Del(uid string) error {
 	a.mu.Lock()
@@ -138,6 +150,7 @@ func (a *Agent) Forget(uid string) {
 
 func (a *Agent) forgetLocked(uid string) bool {
 	before := len(a.pods)
+	delete(a.has, uid)
 	a.pods = slices.DeleteFunc(a.pods, func(p Pod) bool { return p.UID == uid })
 	return len(a.pods) < before
 }

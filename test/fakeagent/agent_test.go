@@ -33,6 +33,9 @@ func TestAnAgentTellsItsPods(t *testing.T) {
 	if err := a.Add(Pod{UID: "early", NS: ns}); err != nil {
 		t.Errorf("an add that nobody hears: %v", err)
 	}
+	if a.Accepted("early") {
+		t.Error("nobody has accepted it yet")
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -55,6 +58,9 @@ func TestAnAgentTellsItsPods(t *testing.T) {
 	})
 	if err := a.AwaitSnapshots(ctx, 1); err != nil {
 		t.Fatal(err)
+	}
+	if !a.Accepted("early") || a.Accepted("bad") || a.Accepted("nobody") {
+		t.Error("who was accepted is not known")
 	}
 	a.Forget("kept")
 	if err := a.Del("bad"); err == nil || err.Error() != "no" {

@@ -194,7 +194,7 @@ func (c *churn) turn(ctx context.Context, r *rand.Rand) error {
 	case n < 6:
 		p := c.pods[r.IntN(len(c.pods))]
 		c.s.chronicle.note("pod %s is told of again", p.name)
-		return c.s.enrol(p)
+		return c.s.enrol(ctx, p)
 	case n < 9 || len(c.pods) == 2*places:
 		i := r.IntN(len(c.pods))
 		p := c.pods[i]

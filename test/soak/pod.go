@@ -90,20 +90,29 @@ func (s *soak) newPod(ctx context.Context, node *netlab.Node, name string, at ne
 	if err := s.serve(p); err != nil {
 		return nil, err
 	}
-	if err := s.enrol(p); err != nil {
+	if err := s.enrol(ctx, p); err != nil {
 		return nil, err
 	}
 	return p, s.eachKnows(ctx, strconvQuote(uidOf(p)), true)
 }
 
-// enrol has the agent tell of a pod. That no proxy is there to hear it, or goes
-// while it answers, is no failure: it is told again.
-func (s *soak) enrol(p *pod) error {
-	err := s.proxy(p.node).Agent.Add(fakeagent.Pod{UID: p.name, Name: p.name, Namespace: namespace, ServiceAccount: p.name, NS: p.NS()})
-	if refused := (*fakeagent.Refused)(nil); errors.As(err, &refused) {
-		s.chronicle.note("pod %s was refused at first: %v", p.name, err)
+// enrol has the agent tell of a pod until a proxy has accepted it, as kubelet
+// does: until then nothing of the pod runs. That none is there to hear of it,
+// or goes while it answers, is no failure.
+func (s *soak) enrol(ctx context.Context, p *pod) error {
+	agent := s.proxy(p.node).Agent
+	told := fakeagent.Pod{UID: p.name, Name: p.name, Namespace: namespace, ServiceAccount: p.name, NS: p.NS()}
+	for deadline := time.Now().Add(patience); ; {
+		err := agent.Add(told)
+		if agent.Accepted(p.name) {
+			return nil
+		}
+		s.chronicle.note("pod %s was not accepted at first: %v", p.name, err)
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return fmt.Errorf("no proxy of %s accepts pod %s: %w", p.node, p.name, errors.Join(err, ctx.Err()))
+		}
+		sleep(ctx, 200*time.Millisecond)
 	}
-	return nil
 }
 
 // use lets connections begin and end at a pod.
