@@ -327,7 +327,8 @@ type caller interface {
 // arrive is what both kinds of inbound connections have in common: admit,
 // deliver, answer, relay, report (contract 5.2 steps 6 to 9).
 func (p *Proxy) arrive(a arrival, from caller) {
-	ctx, cancel := context.WithCancelCause(p.ctx)
+	ctx := p.lives.Begin()
+	cancel := ctx.End
 	end := func() {
 		cancel(nil)
 		from.end()

@@ -55,9 +55,9 @@ func (p *Proxy) send(log *slog.Logger, c *capture.Conn, trace trace) {
 		log.Warn(w)
 	}
 
-	ctx, cancel := context.WithCancelCause(p.ctx)
-	p.forward(ctx, &forwarding{
-		conn: c, source: source, out: out, trace: trace, log: log, cancel: cancel, report: outboundReport(c, source, out),
+	life := p.lives.Begin()
+	p.forward(life, &forwarding{
+		conn: c, source: source, out: out, trace: trace, log: log, cancel: life.End, report: outboundReport(c, source, out),
 		closed: closed,
 	})
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/reason"
+	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
 	"github.com/ztunnel-go/ztunnel/internal/certs"
@@ -157,6 +158,7 @@ type Proxy struct {
 	// ctx ends when connections must: its cause says why.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	lives  relay.Lives // of user connections, which end with ctx
 
 	draining  chan struct{}  // closed when Stop begins
 	acceptors sync.WaitGroup // one per listener; ends when that is closed
@@ -314,6 +316,7 @@ func (p *Proxy) stop(grace time.Duration) {
 		}
 	}
 	p.cancel(ErrDrained)
+	p.lives.End(ErrDrained)
 	<-ended
 	p.pool.Close() // always nil
 	p.watcher.Wait()

@@ -267,7 +267,5 @@ func (j *joint) vacate() {
 	j.over, j.inOver, j.outOver = true, true, true
 	j.s.t.lane.loop.Cancel(&j.timer)
 	j.src.Stop()
-	if j.stop != nil {
-		j.stop()
-	}
+	j.unwatch()
 }

@@ -106,11 +106,12 @@ func (j *joint) begin() {
 	}
 }
 
-func (j *joint) watchContext() {
-	if ctx := j.how.Context; ctx != nil {
-		j.stop = context.AfterFunc(ctx, func() { j.s.t.do(j.abort) })
-	}
-}
+func (j *joint) watchContext() { j.stop = relay.Watch(j.how.Context, j) }
+
+func (j *joint) unwatch() { relay.Unwatch(j.how.Context, j.stop) }
+
+// LifeEnded is the end of the context.
+func (j *joint) LifeEnded() { j.s.t.do(j.abort) }
 
 // Ready serves the socket.
 func (j *joint) Ready(e reactor.Events) {
@@ -404,9 +405,7 @@ func (j *joint) finish() {
 	j.look()
 	j.s.t.lane.loop.Cancel(&j.timer)
 	j.src.Stop()
-	if j.stop != nil {
-		j.stop()
-	}
+	j.unwatch()
 	if j.broken { // RST; on a socket that is dead already it changes nothing
 		_ = unix.SetsockoptLinger(j.how.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}

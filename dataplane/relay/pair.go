@@ -70,9 +70,7 @@ func (e *end) sending() bool { return e == &e.pair.client }
 func (e *end) holds() bool { return len(e.held) > 0 || e.left > 0 }
 
 func (p *pair) begin() {
-	if p.ctx != nil {
-		p.stop = context.AfterFunc(p.ctx, func() { p.lane.loop.Do(p.cut) })
-	}
+	p.stop = Watch(p.ctx, p)
 	for _, e := range [...]*end{&p.client, &p.upstream} {
 		if err := e.src.Watch(p.lane.loop, e.fd, reactor.Readable, e); err != nil {
 			p.cause, p.broken = err, true
@@ -81,6 +79,9 @@ func (p *pair) begin() {
 		}
 	}
 }
+
+// LifeEnded is the end of the context.
+func (p *pair) LifeEnded() { p.lane.loop.Do(p.cut) }
 
 // cut ends both because the context has ended.
 func (p *pair) cut() {
@@ -409,9 +410,7 @@ func (p *pair) finish() {
 	}
 	p.over = true
 	p.lane.loop.Cancel(&p.timer)
-	if p.stop != nil {
-		p.stop()
-	}
+	Unwatch(p.ctx, p.stop)
 	for _, e := range [...]*end{&p.client, &p.upstream} {
 		e.over = true
 		p.counts.Ends.Look(e.sending(), func() (sock.TCPInfo, error) { return sock.InfoOf(e.fd) })
