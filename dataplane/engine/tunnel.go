@@ -26,8 +26,8 @@ import (
  *	  +---- error, Close, ping timeout ------------------>   ended --> closed
  *
  * A leaving tunnel carries its streams to their end and takes no new ones. An
- * ended tunnel has no streams and hears nothing; it is closed when what it had
- * to say is with the socket, or after goodbyeTimeout.
+ * ended tunnel has no streams and hears nothing; once what it had to say is with
+ * the socket, or after goodbyeTimeout, it is parted from (see farewell) and closed.
  */
 
 // goodbyeTimeout bounds the last write to a peer that may not be reading.
@@ -95,6 +95,7 @@ type Tunnel struct {
 	timer       reactor.Timer
 	settingsDue reactor.Time // the peer's first SETTINGS
 	goodbyeDue  reactor.Time // closing
+	parting     bool         // see farewell
 	pingDue     reactor.Time
 	pingWaits   bool // for a pong
 	drainStep   drainStep
@@ -174,6 +175,8 @@ func (t *Tunnel) Ready(e reactor.Events) {
 	case t.ended: // only the last write counts
 		if e&(reactor.Hangup|reactor.Failed) != 0 {
 			t.close()
+		} else if t.parting {
+			t.discard()
 		}
 	case e != reactor.Writable:
 		t.receive()
@@ -243,7 +246,7 @@ func (t *Tunnel) sayGoodbye(err error) {
 func (t *Tunnel) EndTurn() {
 	t.box.flush(t)
 	if t.ended && !t.box.pending() {
-		t.close()
+		t.farewell()
 	}
 }
 

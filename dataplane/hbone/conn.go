@@ -26,12 +26,17 @@ import (
  *	  +---- error, Close, ping timeout ------------------>    ended
  *
  * A leaving tunnel carries its streams to their end and takes no new ones. An
- * ended tunnel has no streams; its writer sends what is queued (a GOAWAY) and
- * closes the connection, which ends the reader. run returns after both.
+ * ended tunnel has no streams; its writer sends what is queued (a GOAWAY), parts
+ * from the peer and closes the connection, which ends the reader. run returns
+ * after both.
  */
 
 // goodbyeTimeout bounds the last write to a peer that may not be reading.
 const goodbyeTimeout = time.Second
+
+// partingTimeout is how long the peer of a tunnel that has ended well has to
+// close its side.
+const partingTimeout = 2 * time.Second
 
 // keepalivePing and drainPing are the payloads of our PINGs (contract 4.4; the
 // second is ours to choose).
@@ -53,6 +58,7 @@ type conn struct {
 	fr  *http2.Framer  // the reader's
 	dec *hpack.Decoder // the reader's
 
+	heard  chan struct{}  // closed when the reader has ended
 	writer sync.WaitGroup // ends when the tunnel has ended and nothing is queued
 	timers sync.WaitGroup // callbacks of timers that ended the tunnel
 
@@ -99,6 +105,7 @@ func newConn(raw, nc net.Conn, client bool, set Settings) *conn {
 	set = set.WithDefaults(client)
 	c := &conn{
 		raw: raw, nc: nc, client: client, set: set,
+		heard:      make(chan struct{}),
 		streams:    map[uint32]*stream{},
 		refuse:     wire.MaxStreamID,
 		nextID:     1,
@@ -148,6 +155,7 @@ func (c *conn) run() error {
 	c.mu.Unlock()
 	c.writer.Go(c.writeLoop)
 	c.end(c.readLoop())
+	close(c.heard)
 	c.writer.Wait()
 	c.timers.Wait()
 	c.mu.Lock()

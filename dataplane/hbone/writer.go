@@ -5,7 +5,9 @@ package hbone
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -52,7 +54,30 @@ func (c *conn) writeLoop() {
 			break
 		}
 	}
+	c.part()
 	_ = c.nc.Close() // there is nobody left to tell
+}
+
+// part shuts our side of a connection whose tunnel has ended, and waits until
+// the peer has shut its own, where nobody complained. A socket that is closed
+// with something unread, or that gets something afterwards, is reset, and what
+// it had still to send is lost: the end of the last stream. The peer's
+// WINDOW_UPDATEs for that very stream are enough.
+func (c *conn) part() {
+	c.mu.Lock()
+	well := benign(c.cause)
+	c.mu.Unlock()
+	over, ok := c.nc.(interface{ CloseWrite() error }) // TLS's end
+	under, also := c.raw.(interface{ CloseWrite() error })
+	if !well || !ok || !also || over.CloseWrite() != nil || c.raw != c.nc && under.CloseWrite() != nil {
+		return
+	}
+	_ = c.raw.SetReadDeadline(time.Now().Add(partingTimeout))
+	select {
+	case <-c.heard: // at the peer's end, or with the next frame
+	case <-time.After(partingTimeout):
+	}
+	_, _ = io.Copy(io.Discard, c.raw) // ends at the peer's end, or at once, or at the deadline
 }
 
 // waitWork reports whether there is something to send; false once the tunnel
