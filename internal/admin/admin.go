@@ -28,6 +28,10 @@ type Pages struct {
 	// would go. Its error is shown to the caller as it is.
 	Route func(src netip.Addr, dst netip.AddrPort) ([]string, error)
 
+	// Explain says what would become of a connection between two ends that
+	// people name, as a value to show as JSON. Its error is the caller's.
+	Explain func(from, to string) (any, error)
+
 	// Live, Pods and BPF return values to show as JSON: open connections,
 	// enrolled pods, the state of capture.
 	Live, Pods, BPF func() any
@@ -53,6 +57,7 @@ func (p Pages) Handler() http.Handler {
 	add(p.Log != nil, "/logging", "POST: show or change what is logged", logging(p.Log, p.Logger))
 	add(p.Shutdown != nil, "/quitquitquit", "POST: drain and exit", p.quit)
 	add(p.Route != nil, "/debug/route", "?src=&lt;pod ip&gt;&amp;dst=&lt;ip:port&gt;: where a connection would go, and why", p.route)
+	add(p.Explain != nil, "/debug/explain", "?src=&lt;namespace/pod&gt;&amp;dst=&lt;name:port&gt;: what would become of a connection, as JSON", p.explain)
 	add(p.Live != nil, "/debug/live", "open connections", show(p.Live))
 	add(p.Pods != nil, "/debug/pods", "enrolled pods", show(p.Pods))
 	add(p.BPF != nil, "/debug/bpf", "the capture programs", show(p.BPF))
@@ -106,6 +111,16 @@ func (p Pages) route(w http.ResponseWriter, r *http.Request) {
 		lines = append(lines, "error: "+err.Error())
 	}
 	text(w, http.StatusOK, strings.Join(lines, "\n")+"\n")
+}
+
+func (p Pages) explain(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	answer, err := p.Explain(query.Get("src"), query.Get("dst"))
+	if err != nil {
+		text(w, http.StatusBadRequest, err.Error()+"\n")
+		return
+	}
+	writeJSON(w, answer)
 }
 
 // show answers with a value as JSON.

@@ -32,6 +32,12 @@ func TestPages(t *testing.T) {
 			}
 			return []string{src.String() + " to " + dst.String(), "direct"}, nil
 		},
+		Explain: func(from, to string) (any, error) {
+			if to == "" {
+				return nil, errors.New("nobody is named \"\"")
+			}
+			return map[string]string{"from": from, "to": to}, nil
+		},
 		Live:   func() any { return map[string]int{"n": 1} },
 		BPF:    func() any { return func() {} }, // has no JSON
 		Logger: quietLogger(),
@@ -49,6 +55,8 @@ func TestPages(t *testing.T) {
 		{"GET", "/debug/route?src=10.0.0.1&dst=10.0.0.2:1", 200, "a step\nerror: no healthy upstream\n"},
 		{"GET", "/debug/route?dst=10.0.0.2:1", 400, "invalid src: ParseAddr(\"\"): unable to parse IP\n"},
 		{"GET", "/debug/route?src=10.0.0.1&dst=10.0.0.2", 400, "invalid dst: not an ip:port\n"},
+		{"GET", "/debug/explain?src=ns/a&dst=b:80", 200, "{\n  \"from\": \"ns/a\",\n  \"to\": \"b:80\"\n}"},
+		{"GET", "/debug/explain?src=ns/a", 400, "nobody is named \"\"\n"},
 		{"GET", "/debug/live", 200, "{\n  \"n\": 1\n}"},
 		{"GET", "/debug/bpf", 500, "json: unsupported type: func()"},
 		{"GET", "/debug/pods", 404, ""},

@@ -71,21 +71,34 @@ func (g *gate) leave(from netip.Addr) {
 
 // gated lets connections in as far as there is room.
 type gated struct {
-	*net.TCPListener
+	net.Listener
 	gate *gate
+}
+
+// A stream is a TCP connection, or one of a Unix socket. net/http closes its
+// write side where it has answered what it could not read.
+type stream interface {
+	net.Conn
+	CloseWrite() error
 }
 
 func (l gated) Accept() (net.Conn, error) {
 	for {
-		c, err := l.AcceptTCP()
+		accepted, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		if l.gate.enter(from) {
-			return &conn{TCPConn: c, gate: l.gate, from: from}, nil
+		c := accepted.(stream)
+		var from netip.Addr // of a Unix socket all are from one place
+		if addr, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			from = addr.AddrPort().Addr().Unmap()
 		}
-		_ = c.SetLinger(0) // no state stays behind of what is refused
+		if l.gate.enter(from) {
+			return &conn{stream: c, gate: l.gate, from: from}, nil
+		}
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // no state stays behind of what is refused
+		}
 		_ = c.Close()
 	}
 }
@@ -93,7 +106,7 @@ func (l gated) Accept() (net.Conn, error) {
 // A conn leaves the gate when it is closed, and does not wait for ever for its
 // reader.
 type conn struct {
-	*net.TCPConn
+	stream
 	gate  *gate
 	from  netip.Addr
 	close sync.Once
@@ -120,13 +133,13 @@ func (c *conn) put(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.gate.take)); err != nil {
 		return 0, err
 	}
-	return c.TCPConn.Write(b)
+	return c.stream.Write(b)
 }
 
 // Close implements [net.Conn].
 func (c *conn) Close() error {
 	c.close.Do(func() { c.gate.leave(c.from) })
-	return c.TCPConn.Close()
+	return c.stream.Close()
 }
 
 // few lets a handler run so often at a time; others wait in line, or go.

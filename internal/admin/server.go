@@ -39,7 +39,7 @@ const (
 type Server struct {
 	component string
 	log       *slog.Logger
-	listeners []*net.TCPListener
+	listeners []net.Listener
 	gate      *gate
 	http      *http.Server
 	loops     sync.WaitGroup // one accept loop to a listener; ends when it is closed
@@ -59,16 +59,19 @@ func Listen(component string, addrs []netip.AddrPort, logger *slog.Logger) (*Ser
 			s.closeListeners()
 			return nil, fmt.Errorf("%s server starts: %w", component, err)
 		}
-		s.listeners = append(s.listeners, l.(*net.TCPListener))
+		s.listeners = append(s.listeners, l)
 	}
 	return s, nil
 }
 
-// Addrs are the bound addresses, in the order they were asked for.
+// Addrs are the bound addresses, in the order they were asked for. A server on
+// a Unix socket has none.
 func (s *Server) Addrs() []netip.AddrPort {
-	addrs := make([]netip.AddrPort, len(s.listeners))
-	for i, l := range s.listeners {
-		addrs[i] = l.Addr().(*net.TCPAddr).AddrPort()
+	var addrs []netip.AddrPort
+	for _, l := range s.listeners {
+		if addr, ok := l.Addr().(*net.TCPAddr); ok {
+			addrs = append(addrs, addr.AddrPort())
+		}
 	}
 	return addrs
 }

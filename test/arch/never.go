@@ -92,7 +92,7 @@ func Never(tree *Tree) []string {
 
 // pure are the packages that decide and do nothing else.
 func pure() []string {
-	return []string{"internal/identity", "internal/mesh", "dataplane/reason", "dataplane/route", "dataplane/rbac"}
+	return []string{"internal/identity", "internal/mesh", "dataplane/reason", "dataplane/route", "dataplane/rbac", "dataplane/explain"}
 }
 
 // Pure finds what a pure package must not touch: the network, the machine,

@@ -28,6 +28,7 @@ const usage = `commands:
   proxy    run the proxy (also without a command)
   check    look whether a proxy with this environment would work here
   cleanup  remove every trace of capture from this node
+  explain  say what would become of a connection, and why: explain FROM TO[:PORT]
   version  print what was built
   help     print this
 `
@@ -50,6 +51,8 @@ func Main(args []string, env Env, stdout, stderr io.Writer) int {
 		err = proxy(args, env, log, version)
 	case "check":
 		err = check(args[2:], env, stdout)
+	case "explain":
+		err = explainCommand(args[2:], env, stdout)
 	case "cleanup":
 		err = cleanup(args, env, log)
 	case "version":

@@ -160,7 +160,10 @@ func checkPorts(cfg *Config) []capture.Finding {
 	if !cfg.IPv6 {
 		wildcard = netip.IPv4Unspecified()
 	}
-	ports := []port{{cfg.StatsPort, wildcard, "metrics"}, {cfg.ReadinessPort, wildcard, "readiness"}, {cfg.AdminPort, loopback, "admin"}}
+	ports := []port{{cfg.StatsPort, wildcard, "metrics"}, {cfg.ReadinessPort, wildcard, "readiness"}}
+	if cfg.AdminSocket == "" {
+		ports = append(ports, port{cfg.AdminPort, loopback, "admin"})
+	}
 	if cfg.Dedicated {
 		ports = append(ports, port{PortOutbound, wildcard, "outbound"}, port{PortPlaintext, wildcard, "inbound plaintext"}, port{PortHBONE, wildcard, "HBONE"})
 		if cfg.DNSProxy && cfg.DNSProxyAddr.Localhost {

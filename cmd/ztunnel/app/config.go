@@ -42,6 +42,9 @@ type Config struct {
 	// AdminPort, StatsPort and ReadinessPort are 15000 (proxyAdminPort of
 	// PROXY_CONFIG), 15020 (statsPort) and 15021 (fixed).
 	AdminPort, StatsPort, ReadinessPort uint16
+	// AdminSocket is the path of a Unix socket, its owner's alone, that takes the
+	// place of AdminPort. ADMIN_SOCKET (ours), default none.
+	AdminSocket string
 	// SOCKS5 adds a listener on 127.0.0.1:15080 of each pod.
 	// UNSTABLE_ENABLE_SOCKS5, default false.
 	SOCKS5 bool

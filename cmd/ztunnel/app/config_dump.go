@@ -91,6 +91,7 @@ func (c *Config) dump() object {
 // ours are the keys that the reference does not have.
 func (c *Config) ours() object {
 	return object{
+		{"adminSocket", orNull(c.AdminSocket)},
 		{"capture", c.Capture.Mode},
 		{"bpfPinDir", c.Capture.PinDir},
 		{"cgroupRoot", orNull(c.Capture.CgroupRoot)},

@@ -43,7 +43,7 @@ const referenceKeys = `adminAddr altCaHostname altXdsHostname caAddress caHeader
 
 func TestDumpHasTheReferencesKeysAndOurs(t *testing.T) {
 	got := dumped(t, nil)
-	want := append(strings.Fields(referenceKeys), "capture", "bpfPinDir", "cgroupRoot", "hostNetns", "probeScope",
+	want := append(strings.Fields(referenceKeys), "adminSocket", "capture", "bpfPinDir", "cgroupRoot", "hostNetns", "probeScope",
 		"embeddedCaDir", "resolvConf", "dnsCache", "compliancePqc", "tls12Enabled", "authzPolicyInfoLogging",
 		"accessLogReason", "accessLogTcpInfo", "lbPolicy", "workloadWaitTimeout")
 	for _, key := range want {

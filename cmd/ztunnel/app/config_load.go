@@ -32,6 +32,7 @@ func Load(env Env, args []string) (*Config, error) {
 		AdminPort:          or(mesh.adminPort, 15000),
 		StatsPort:          or(mesh.statsPort, 15020),
 		ReadinessPort:      PortReadiness,
+		AdminSocket:        r.text("ADMIN_SOCKET", ""),
 		SOCKS5:             r.flag("UNSTABLE_ENABLE_SOCKS5", false),
 		IllegalPorts:       []uint16{PortOutbound, PortPlaintext, PortHBONE},
 		Network:            r.text("NETWORK", ""),

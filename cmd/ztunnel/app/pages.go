@@ -28,26 +28,47 @@ func (n *node) bindServers(context.Context) error {
 	if !n.cfg.IPv6 {
 		wildcard = netip.IPv4Unspecified()
 	}
-	loopback := []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), n.cfg.AdminPort)}
-	if n.cfg.IPv6Localhost {
-		loopback = append(loopback, netip.AddrPortFrom(netip.IPv6Loopback(), n.cfg.AdminPort))
-	}
 	for _, s := range []struct {
 		component string
-		addrs     []netip.AddrPort
 		server    **admin.Server
+		listen    func(component string) (*admin.Server, error)
 	}{
-		{"admin", loopback, &n.admin},
-		{"stats", []netip.AddrPort{netip.AddrPortFrom(wildcard, n.cfg.StatsPort)}, &n.stats},
-		{"readiness", []netip.AddrPort{netip.AddrPortFrom(wildcard, n.cfg.ReadinessPort)}, &n.readiness},
+		{"admin", &n.admin, func(component string) (*admin.Server, error) {
+			if n.cfg.AdminSocket != "" {
+				return admin.ListenUnix(component, n.cfg.AdminSocket, log)
+			}
+			return admin.Listen(component, n.cfg.adminAddrs(), log)
+		}},
+		{"stats", &n.stats, func(component string) (*admin.Server, error) {
+			return admin.Listen(component, []netip.AddrPort{netip.AddrPortFrom(wildcard, n.cfg.StatsPort)}, log)
+		}},
+		{"readiness", &n.readiness, func(component string) (*admin.Server, error) {
+			return admin.Listen(component, []netip.AddrPort{netip.AddrPortFrom(wildcard, n.cfg.ReadinessPort)}, log)
+		}},
 	} {
-		server, err := admin.Listen(s.component, s.addrs, log)
+		server, err := s.listen(s.component)
 		if err != nil {
 			return err
 		}
 		*s.server = server
 		n.onClose(s.component, func() error { return shutdown(server) })
 	}
+	n.registerTasks()
+	n.readiness.Serve(admin.Readiness(n.ready))
+	return nil
+}
+
+// adminAddrs are where the admin pages are without a socket of their own.
+func (c *Config) adminAddrs() []netip.AddrPort {
+	loopback := []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.AdminPort)}
+	if c.IPv6Localhost {
+		loopback = append(loopback, netip.AddrPortFrom(netip.IPv6Loopback(), c.AdminPort))
+	}
+	return loopback
+}
+
+// registerTasks says what the readiness page waits for.
+func (n *node) registerTasks() {
 	n.registry.Refused(func(yield func(string, uint64)) {
 		yield("admin", n.admin.Refused())
 		yield("stats", n.stats.Refused())
@@ -64,8 +85,6 @@ func (n *node) bindServers(context.Context) error {
 	if n.cfg.DNSProxy {
 		n.starting = append(n.starting, n.ready.Register(admin.TaskDNS))
 	}
-	n.readiness.Serve(admin.Readiness(n.ready))
-	return nil
 }
 
 // shutdown lets requests in flight finish, for as long as a slow reader may
@@ -91,6 +110,7 @@ func (n *node) serve() {
 		Log:      n.log,
 		Shutdown: n.stop.quit,
 		Route:    n.explain,
+		Explain:  n.explainNamed,
 		Live:     func() any { return n.liveByPod() },
 		Logger:   log,
 	}
