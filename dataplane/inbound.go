@@ -38,33 +38,34 @@ import (
  * arrive.
  */
 
-// tunnel serves one connection to port 15008 until it ends.
+// tunnel serves one connection to port 15008. It returns after the handshake.
 func (p *Proxy) tunnel(c *capture.Conn) {
 	p.shared.Reporter.SocketOpened(report.Destination)
-	defer p.shared.Reporter.SocketClosed(report.Destination)
-	defer c.Close()
-
+	over := func() { p.shared.Reporter.SocketClosed(report.Destination) }
 	if full := p.shared.Gate.enter(c.Peer.Addr()); full != "" {
 		p.shared.Metrics.crowded(full)
 		p.shared.Reporter.Refused(report.Destination, reason.TooManyHandshakes)
 		abort(c)
+		over()
 		p.logFor(targetInbound).Debug("connection refused", slog.Any("peer", c.Peer), slog.String("error", crowded))
 		return
 	}
 	outside := sync.OnceFunc(func() { p.shared.Gate.leave(c.Peer.Addr()) })
 	defer outside()
-	if err := p.serveTunnel(c, outside); err != nil {
+	if err := p.serveTunnel(c, outside, over); err != nil {
 		if p.ctx.Err() != nil {
 			err = context.Cause(p.ctx) // which is why it failed
 		}
 		p.denied(report.Destination, c, err)
+		c.Close()
+		over()
 	}
 }
 
 // serveTunnel returns the errors that come before the first request; later
 // ones are the requests' own business. proved is called once the handshake is
-// done.
-func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
+// done, and over, unless there is an error, when the tunnel has ended.
+func (p *Proxy) serveTunnel(c *capture.Conn, proved, over func()) error {
 	log := p.logFor(targetInbound)
 	local, err := p.workload(log)
 	if err != nil {
@@ -75,10 +76,11 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 		return reason.Errorf(whyCertificate(err), "signing error: %w", err)
 	}
 	opts, seen := p.witnessed()
+	from := &capture.Conn{Peer: c.Peer, Dst: c.Dst} // what there is to know of c for as long as the tunnel lasts
 	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), hbone.ServerConfig{
 		Settings: p.cfg.Settings,
 		Engine:   p.shared.Engine,
-		Handler:  func(r *hbone.Connect) { p.serveConnect(c, r) },
+		Handler:  func(r *hbone.Connect) { p.serveConnect(from, r) },
 		Identity: mtls.PeerIdentity,
 	})
 	proved()
@@ -90,13 +92,18 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved func()) error {
 		conn.Close() // always nil
 		return err
 	}
-	defer release()
 	p.addTunnel(conn)
-	defer p.removeTunnel(conn)
-	if err := conn.Serve(p.ctx); err != nil {
-		p.shared.Metrics.broke(err)
-		log.Debug("tunnel ended", slog.Any("peer", c.Peer), slog.String("error", err.Error()))
-	}
+	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
+	conn.ServeThen(func(err error) {
+		defer p.conns.Done()
+		p.removeTunnel(conn)
+		release()
+		if err != nil {
+			p.shared.Metrics.broke(err)
+			log.Debug("tunnel ended", slog.Any("peer", from.Peer), slog.String("error", err.Error()))
+		}
+		over()
+	})
 	return nil
 }
 

@@ -317,6 +317,7 @@ func (p *Proxy) stop(grace time.Duration) {
 	}
 	p.cancel(ErrDrained)
 	p.lives.End(ErrDrained)
+	p.endTunnels()
 	<-ended
 	p.pool.Close() // always nil
 	p.watcher.Wait()
@@ -332,22 +333,34 @@ func (p *Proxy) isDraining() bool {
 }
 
 func (p *Proxy) drainTunnels() {
-	p.mu.Lock()
-	tunnels := slices.Collect(maps.Keys(p.tunnels))
-	p.mu.Unlock()
-	for _, t := range tunnels {
+	for _, t := range p.tunnelsNow() {
 		t.Drain()
 	}
 }
 
-// addTunnel remembers an inbound tunnel for the time of a drain. A tunnel whose
-// handshake ends during one is drained from its beginning.
+func (p *Proxy) endTunnels() {
+	for _, t := range p.tunnelsNow() {
+		t.Close() // always nil
+	}
+}
+
+func (p *Proxy) tunnelsNow() []*hbone.ServerConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.tunnels))
+}
+
+// addTunnel remembers an inbound tunnel for the time of a drain and for the
+// end. A tunnel whose handshake ends during one is drained from its beginning.
 func (p *Proxy) addTunnel(t *hbone.ServerConn) {
 	p.mu.Lock()
 	p.tunnels[t] = struct{}{}
 	p.mu.Unlock()
 	if p.isDraining() {
 		t.Drain()
+	}
+	if p.ctx.Err() != nil {
+		t.Close() // always nil
 	}
 }
 

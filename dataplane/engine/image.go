@@ -220,7 +220,7 @@ func (t *Tunnel) vacate() {
 		t.in.Wipe()
 		t.out.Wipe()
 	}
-	close(t.gone)
+	t.vanish()
 }
 
 func (f *framePosition) image() FrameImage {

@@ -68,7 +68,8 @@ type Tunnel struct {
 	frame framePosition
 	dec   wire.Decoder
 
-	cause   error // why it ended
+	then    func(error) // hears that it is gone
+	cause   error       // why it ended
 	ended   bool
 	closed  bool
 	leaving bool
@@ -264,16 +265,44 @@ func (t *Tunnel) close() {
 		t.in.Wipe()
 		t.out.Wipe()
 	}
+	t.vanish()
+}
+
+// vanish tells those who wait for the tunnel to be gone.
+func (t *Tunnel) vanish() {
 	close(t.gone)
+	if f := t.then; f != nil {
+		t.then = nil
+		f(t.complaint())
+	}
+}
+
+func (t *Tunnel) complaint() error {
+	if benign(t.cause) {
+		return nil
+	}
+	return t.cause
 }
 
 // Wait returns when the tunnel is gone, and why; nil if nobody complained.
 func (t *Tunnel) Wait() error {
 	<-t.gone
-	if benign(t.cause) {
-		return nil
+	return t.complaint()
+}
+
+// Then is Wait without a goroutine: f is called once and later, with what Wait
+// returns, on the loop, where it must not wait. One is called at most: the last.
+func (t *Tunnel) Then(f func(error)) {
+	watched := t.do(func() {
+		if t.closed {
+			f(t.complaint())
+			return
+		}
+		t.then = f
+	})
+	if !watched { // the loops have ended, and the tunnel with them
+		go f(wire.ErrClosed)
 	}
-	return t.cause
 }
 
 // benign reports whether err is how a tunnel ends when nobody complains: it

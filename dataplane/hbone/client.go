@@ -166,6 +166,9 @@ func (t *goTunnel) wait() error {
 	return t.err
 }
 
+// then needs a goroutine, whose end whoever asked waits for.
+func (t *goTunnel) then(f func(error)) { go func() { f(t.wait()) }() }
+
 // readHeaders takes HEADERS with all that continues it.
 func (c *conn) readHeaders(fh http2.FrameHeader) error {
 	b, err := c.readBlock(fh)

@@ -119,9 +119,11 @@ func (p *Pool) Adopt(m Member, opened func(*Tunnel) (release func(), err error),
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.all[t] = m.Key
-	p.tunnels.Go(func() {
-		p.ended(t, m.Key, t.wait())
+	p.tunnels.Add(1)
+	t.then(func(err error) {
+		p.ended(t, m.Key, err)
 		release()
+		p.tunnels.Done()
 	})
 	switch {
 	case err != nil:

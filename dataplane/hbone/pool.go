@@ -294,9 +294,11 @@ func (p *Pool) connect(ctx context.Context, key Key) (*Tunnel, error) {
 	p.all[t] = key
 	p.mu.Unlock()
 	release, err := hs.opened(t)
-	p.tunnels.Go(func() {
-		p.ended(t, key, t.wait())
+	p.tunnels.Add(1) // we are one of making, for which Close waits first
+	t.then(func(err error) {
+		p.ended(t, key, err)
 		release()
+		p.tunnels.Done()
 	})
 	if err != nil {
 		t.End(err)

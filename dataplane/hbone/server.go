@@ -40,7 +40,6 @@ type ServerConn struct {
 	peer     netip.AddrPort
 	local    netip.AddrPort
 	id       identity.ID
-	state    *tls.ConnectionState
 	handlers sync.WaitGroup // one per request; ends when the handler returns
 }
 
@@ -68,7 +67,6 @@ func Accept(ctx context.Context, nc net.Conn, tlsCfg *tls.Config, cfg ServerConf
 
 // know keeps what the handshake proved.
 func (s *ServerConn) know(state tls.ConnectionState) {
-	s.state = &state
 	identify := s.cfg.Identity
 	if identify == nil {
 		identify = mtls.PeerIdentity
@@ -121,6 +119,23 @@ func (s *ServerConn) Serve(ctx context.Context) error {
 	return err
 }
 
+// ServeThen is [ServerConn.Serve] for those who need not wait: done is called
+// once, with what Serve would return, on a goroutine of its own. It takes no
+// context: see [ServerConn.End].
+func (s *ServerConn) ServeThen(done func(error)) {
+	ended := func(err error) {
+		go func() { // its owner waits for done
+			s.handlers.Wait()
+			done(err)
+		}()
+	}
+	if s.loop == nil {
+		go func() { ended(s.c.run()) }()
+		return
+	}
+	s.loop.start(s, ended)
+}
+
 // Drain asks the peer, by GOAWAY, for no more streams, and lets the tunnel end
 // with those there are (contract 15.3). It returns at once; Serve returns at
 // the end.
@@ -157,8 +172,7 @@ type Connect struct {
 	Authority string // as sent; may be empty or nonsense
 	Peer      netip.AddrPort
 	Local     netip.AddrPort
-	Identity  identity.ID          // zero: the peer's certificate names none
-	TLS       *tls.ConnectionState // nil in tests without TLS
+	Identity  identity.ID // zero: the peer's certificate names none
 
 	ctx     context.Context
 	answer  answerer
@@ -335,7 +349,7 @@ func (c *conn) admitRequestLocked(id uint32, b *wire.Block) error {
 func (s *ServerConn) connect(ctx context.Context, a answerer, b *wire.Block) *Connect {
 	return &Connect{
 		Method: b.Text(":method"), Authority: b.Text(":authority"),
-		Peer: s.peer, Local: s.local, Identity: s.id, TLS: s.state,
+		Peer: s.peer, Local: s.local, Identity: s.id,
 		ctx: ctx, answer: a, headers: b,
 	}
 }

@@ -78,24 +78,32 @@ func (l *loopServer) end(cause error) {
 
 // run carries the tunnel until it is gone.
 func (l *loopServer) run(s *ServerConn) error {
+	over := make(chan error, 1)
+	l.start(s, func(err error) { over <- err })
+	return <-over
+}
+
+// start has the tunnel carried; done hears of its end, where it must not wait.
+func (l *loopServer) start(s *ServerConn, done func(error)) {
 	l.mu.Lock()
 	if l.over != nil {
 		l.mu.Unlock()
-		return nil
+		done(nil)
+		return
 	}
 	t := l.tunnel // of one that has travelled
 	if t == nil {
 		t = s.cfg.Engine.Server(l.fd, l.session, engine.Config{
 			Settings: s.cfg.Settings, Local: l.local, Remote: l.remote, Request: s.request})
 	}
-	l.tunnel = t
+	l.tunnel, l.session = t, nil // which holds certificates
 	early := l.early
 	l.early = nil
 	l.mu.Unlock()
 	for _, f := range early {
 		f(t)
 	}
-	return t.Wait()
+	t.Then(done)
 }
 
 // request starts the handler of a request; called on the loop.

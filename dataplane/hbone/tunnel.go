@@ -58,6 +58,9 @@ type carrier interface {
 	drain()
 	end(cause error)
 	wait() error
+	// then has f called with what wait returns, on a goroutine that must not
+	// wait.
+	then(f func(error))
 }
 
 var (
@@ -148,6 +151,7 @@ func (t loopTunnel) full() bool         { return t.Full() }
 func (t loopTunnel) drain()             { t.Drain() }
 func (t loopTunnel) end(cause error)    { t.EndWith(cause) }
 func (t loopTunnel) wait() error        { return t.Wait() }
+func (t loopTunnel) then(f func(error)) { t.Then(f) }
 
 func (t loopTunnel) open(ctx context.Context, r Request) (Stream, Response, error) {
 	s, response, err := t.OpenReserved(ctx, r)
