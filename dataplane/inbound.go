@@ -66,8 +66,7 @@ func (p *Proxy) tunnel(c *capture.Conn) {
 // ones are the requests' own business. proved is called once the handshake is
 // done, and over, unless there is an error, when the tunnel has ended.
 func (p *Proxy) serveTunnel(c *capture.Conn, proved, over func()) error {
-	log := p.logFor(targetInbound)
-	local, err := p.workload(log)
+	local, err := p.workload(p.logFor(targetInbound))
 	if err != nil {
 		return reason.Errorf(reason.WorkloadUnknown, "signing error: workload is unknown: %s", p.pod.label())
 	}
@@ -92,19 +91,27 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved, over func()) error {
 		conn.Close() // always nil
 		return err
 	}
-	p.addTunnel(conn)
-	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
-	conn.ServeThen(func(err error) {
-		defer p.conns.Done()
-		p.removeTunnel(conn)
+	p.carry(conn, arrived{c.Peer, c.Dst, seen}, func() {
 		release()
-		if err != nil {
-			p.shared.Metrics.broke(err)
-			log.Debug("tunnel ended", slog.Any("peer", from.Peer), slog.String("error", err.Error()))
-		}
 		over()
 	})
 	return nil
+}
+
+// carry has a tunnel served until it is gone, or carried on elsewhere, when over
+// is called. Our caller is one of p.conns, so nobody has stopped waiting.
+func (p *Proxy) carry(conn *hbone.ServerConn, from arrived, over func()) {
+	p.addTunnel(conn, from)
+	p.conns.Add(1)
+	conn.ServeThen(func(err error) {
+		defer p.conns.Done()
+		p.removeTunnel(conn)
+		if err != nil && !errors.Is(err, hbone.ErrMoved) {
+			p.shared.Metrics.broke(err)
+			p.logFor(targetInbound).Debug("tunnel ended", slog.Any("peer", from.peer), slog.String("error", err.Error()))
+		}
+		over()
+	})
 }
 
 // serveConnect is one user connection of a tunnel.
@@ -348,9 +355,10 @@ func (p *Proxy) arrive(a arrival, from caller) {
 		rep.Close(endOf(ctx, err))
 		return
 	}
-	entry, err := p.live.Admit(live.Inbound{
+	in := live.Inbound{
 		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: local, Service: a.host,
-	}, cancel)
+	}
+	entry, err := p.live.Admit(in, cancel)
 	if err != nil {
 		answered()
 		from.refuse(err)
@@ -366,10 +374,10 @@ func (p *Proxy) arrive(a arrival, from caller) {
 		end()
 		return
 	}
-	p.relay(ctx, client, application, rep, func() {
+	p.relay(ctx, client, application, &holding{proxy: p, rep: rep, in: &in, end: func() {
 		entry.Done()
 		end()
-	})
+	}})
 }
 
 // whyGone is why a caller ended before it was answered: because of us, or of

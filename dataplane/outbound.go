@@ -19,7 +19,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
-	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
 /* The life of an outbound connection (contract 3.1)
@@ -129,7 +128,9 @@ func (p *Proxy) forward(ctx context.Context, f *forwarding) {
 		f.end()
 		return
 	}
-	p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, rep, f.end)
+	p.relay(ctx, relay.TCP(f.conn.TCPConn), upstream, &holding{
+		proxy: p, rep: rep, end: f.end, out: f.tracked(), endpoints: f.out.Endpoints,
+	})
 }
 
 // end is when nothing is left of a connection.
@@ -198,29 +199,18 @@ func (p *Proxy) handshake(ctx context.Context, k hbone.Key) (hbone.Handshake, er
 	opts, seen := p.witnessed()
 	return hbone.Handshake{
 		Config: mtls.Client(bundle, splitIDs(k.Expect), opts),
-		Opened: func(t *hbone.Tunnel) (func(), error) { return p.enter(revocation.Source, seen, t.End) },
+		Opened: p.opened(seen),
 	}, nil
 }
 
 // relay has bytes carried between the two ends, counted as they go, and tells
 // what became of it. It returns at the end, or when an event loop carries them;
-// ended is called at the end.
-func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, rep *report.Conn, ended func()) {
+// h ends at the end.
+func (p *Proxy) relay(ctx context.Context, client, upstream relay.Conn, h *holding) {
 	p.conns.Add(1) // our caller is one of them, so nobody has stopped waiting
-	ends := p.wantEnds()
-	p.shared.Engine.Plain().Carry(ctx, client, upstream, relay.Counts{
-		Sent:     rep.AddReceived, // metrics take the server's view: what the client sends is received
-		Received: rep.AddSent,
-		Ends:     ends,
-	}, func(err error) {
-		defer p.conns.Done()
-		if err != nil && ctx.Err() == nil && p.severed.Load() {
-			err = ErrSevered
-		}
-		tellEnds(rep, ends)
-		rep.Close(endOf(ctx, err))
-		ended()
-	})
+	h.ends = p.wantEnds()
+	counts, done := h.hears(ctx)
+	p.shared.Engine.Plain().Carry(ctx, client, upstream, counts, done)
 }
 
 // idSeparator joins identities to a part of a pool's key.

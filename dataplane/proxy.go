@@ -172,7 +172,8 @@ type Proxy struct {
 	severed atomic.Bool // see Sever
 
 	mu      sync.Mutex
-	tunnels map[*hbone.ServerConn]struct{} // guarded by mu; inbound tunnels, which a drain must tell
+	tunnels map[*hbone.ServerConn]arrived // guarded by mu; inbound tunnels, which a drain must tell
+	proofs  map[*hbone.Tunnel]*witness    // guarded by mu; of the peers of outbound tunnels
 }
 
 // ErrDrained ends connections that outlive a drain (contract 10.6, 15.3).
@@ -191,7 +192,7 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 		cfg: cfg, pod: pod, sockets: sockets, shared: shared,
 		view: shared.Store.View(), log: shared.Logger,
 		ctx: ctx, cancel: cancel, draining: make(chan struct{}), hurried: make(chan struct{}),
-		tunnels: map[*hbone.ServerConn]struct{}{},
+		tunnels: map[*hbone.ServerConn]arrived{}, proofs: map[*hbone.Tunnel]*witness{},
 	}
 	if p.balance = shared.Balance; p.balance == nil {
 		p.balance = balance.New(balance.Config{})
@@ -352,9 +353,9 @@ func (p *Proxy) tunnelsNow() []*hbone.ServerConn {
 
 // addTunnel remembers an inbound tunnel for the time of a drain and for the
 // end. A tunnel whose handshake ends during one is drained from its beginning.
-func (p *Proxy) addTunnel(t *hbone.ServerConn) {
+func (p *Proxy) addTunnel(t *hbone.ServerConn, from arrived) {
 	p.mu.Lock()
-	p.tunnels[t] = struct{}{}
+	p.tunnels[t] = from
 	p.mu.Unlock()
 	if p.isDraining() {
 		t.Drain()

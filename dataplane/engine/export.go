@@ -46,7 +46,11 @@ func (t *Tunnel) unsettled() error {
 		return ErrBusy
 	}
 	for _, s := range t.streams {
-		if s.joint == nil {
+		switch {
+		case s.joint != nil:
+		case s.waits != nil && len(s.waits.readers)+len(s.waits.writers) > 0: // a tunnel is within
+			return ErrImmovable
+		default:
 			return ErrBusy
 		}
 	}

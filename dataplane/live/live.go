@@ -106,7 +106,7 @@ const (
 type Entry struct {
 	table   *Table
 	cancel  context.CancelCauseFunc
-	opened  time.Time
+	opened  time.Time           // guarded by table.mu
 	in      *Inbound            // one of the two is set
 	out     *Outbound           // and neither changes
 	members map[*Entry]struct{} // the table's map that holds it
@@ -142,6 +142,19 @@ func (t *Table) enter(e *Entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e.members[e] = struct{}{}
+}
+
+// Since sets when the connection was opened, where that was in another process.
+func (e *Entry) Since(at time.Time) {
+	e.table.mu.Lock()
+	defer e.table.mu.Unlock()
+	e.opened = at
+}
+
+func (e *Entry) since() time.Time {
+	e.table.mu.Lock()
+	defer e.table.mu.Unlock()
+	return e.opened
 }
 
 // Done takes the connection out of its table. Calls after the first do

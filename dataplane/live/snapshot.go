@@ -38,10 +38,10 @@ func (t *Table) Snapshot() Snapshot {
 	var s Snapshot
 	for _, e := range t.entries(true) {
 		if e.out != nil {
-			s.Outbound = append(s.Outbound, OutboundInfo{*e.out, e.opened})
+			s.Outbound = append(s.Outbound, OutboundInfo{*e.out, e.since()})
 			continue
 		}
-		info := InboundInfo{Src: e.in.Src, ActualDst: e.in.Dst, Service: e.in.Service, Protocol: TCP, Opened: e.opened}
+		info := InboundInfo{Src: e.in.Src, ActualDst: e.in.Dst, Service: e.in.Service, Protocol: TCP, Opened: e.since()}
 		if !e.in.Source.IsZero() {
 			info.Protocol = HBONE
 		}
