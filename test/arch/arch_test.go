@@ -44,7 +44,7 @@ func TestHouse(t *testing.T) {
 	for name, found := range map[string][]string{
 		"imports follow the table":         table.Imports(tree),
 		"the table speaks of what exists":  table.Stale(tree),
-		"promises name tests that exist":   NamedTests(tree, read(t, "docs/compat.md")),
+		"promises name tests that exist":   NamedTests(tree, read(t, "docs/compat.md")+read(t, "docs/lifecycle.md")),
 		"every variable is spoken of":      Variables(tree, read(t, "docs/compat.md")),
 		"links lead somewhere":             Links(tree),
 		"every dependency has a reason":    dependencies,
