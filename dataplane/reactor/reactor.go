@@ -101,7 +101,9 @@ func (g *Group) Close() {
 // A Loop is one event loop. Only Do may be called from elsewhere.
 type Loop struct {
 	ep       int
-	file     *os.File        // of ep, for the runtime's poller
+	bell     int             // an epoll instance that holds ep alone: see ring
+	rings    bool            // events of ep ring it
+	file     *os.File        // of bell, for the runtime's poller
 	poller   syscall.RawConn // of file
 	deadline Time            // of file; 0: none; unknown after a kick
 	events   []unix.EpollEvent
@@ -149,26 +151,58 @@ func newLoop() (*Loop, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
+	bell, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		unix.Close(ep)
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
 	l := &Loop{
-		ep: ep, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize),
+		ep: ep, bell: bell, slots: make([]slot, 1), clock: newClock(), Buf: make([]byte, bufSize),
 		events: make([]unix.EpollEvent, batch),
 	}
 	if err := l.pollable(); err != nil {
 		unix.Close(ep)
+		unix.Close(bell)
 		return nil, err
 	}
 	return l, nil
 }
 
-// pollable puts the epoll instance into the runtime's poller, which takes what
-// does not block.
+// pollable puts ep into the bell, and that into the runtime's poller, which
+// takes what does not block.
 func (l *Loop) pollable() (err error) {
-	if err := unix.SetNonblock(l.ep, true); err != nil {
+	if err := l.control(unix.EPOLL_CTL_ADD, 0); err != nil {
+		return err
+	}
+	if err := unix.SetNonblock(l.bell, true); err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	l.file = os.NewFile(uintptr(l.ep), "epoll")
+	l.file = os.NewFile(uintptr(l.bell), "epoll")
 	l.poller, err = l.file.SyscallConn()
 	return err
+}
+
+// control says which of ep's events ring the bell.
+func (l *Loop) control(op int, events Events) error {
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.bell, op, l.ep, &unix.EpollEvent{Events: uint32(events)}))
+}
+
+// ring says whether events ring the bell: while the loop sleeps, and not while it
+// is busy. Were ep itself in the runtime's poller, every event that comes while
+// the loop is at work would wake a thread of the runtime's, which finds that
+// nobody waits. A loop that sleeps after every turn leaves the bell as it is.
+func (l *Loop) ring(on bool) {
+	if l.rings == on {
+		return
+	}
+	l.rings = on
+	events := Events(0)
+	if on {
+		events = Readable
+	}
+	if err := l.control(unix.EPOLL_CTL_MOD, events); err != nil {
+		panic(err) // both descriptors are ours: nothing can be wrong with them
+	}
 }
 
 // Do has f run on the loop, after what was queued before. It reports false if
@@ -203,12 +237,13 @@ type Ender interface{ EndTurn() }
 func (l *Loop) AtEnd(e Ender) { l.ends = append(l.ends, e) }
 
 func (l *Loop) run() {
+	defer unix.Close(l.ep)
 	defer l.file.Close()
 	try := func(uintptr) bool { return l.poll() || l.queued() }
 	for turns := 0; ; turns++ {
 		if !l.poll() {
 			l.wait(try)
-		} else if turns%sharing == 0 {
+		} else if l.ring(false); turns%sharing == 0 {
 			runtime.Gosched() // there may be goroutines without a processor
 		}
 		l.now = 0
@@ -259,6 +294,7 @@ func (l *Loop) wait(try func(uintptr) bool) {
 		}
 		_ = l.file.SetReadDeadline(at) // cannot fail: the file is pollable and open
 	}
+	l.ring(true)                               // before try looks, so that it misses nothing
 	if err := l.poller.Read(try); err != nil { // a deadline: the timers', or a kick
 		l.ready, l.deadline = 0, unknown
 	}
