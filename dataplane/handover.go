@@ -17,7 +17,6 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
-	"github.com/ztunnel-go/ztunnel/internal/mtls"
 	"github.com/ztunnel-go/ztunnel/internal/revocation"
 )
 
@@ -317,12 +316,7 @@ func (p *Proxy) adopt(t *handover.Tunnel) (key any, err error) {
 
 func (p *Proxy) adoptServer(t *handover.Tunnel, seen *witness, of hbone.Importer) (any, error) {
 	from := &capture.Conn{Peer: t.Server.Peer, Dst: t.Server.Dst}
-	conn, err := hbone.Resume(hbone.Past{Peer: t.Server.Peer, Local: t.Server.Dst, Identity: t.Server.Identity}, hbone.ServerConfig{
-		Settings: p.cfg.Settings,
-		Engine:   p.shared.Engine,
-		Handler:  func(r *hbone.Connect) { p.serveConnect(from, r) },
-		Identity: mtls.PeerIdentity,
-	}, of)
+	conn, err := hbone.Resume(hbone.Past{Peer: t.Server.Peer, Local: t.Server.Dst, Identity: t.Server.Identity}, p.serving(from), of)
 	if err != nil {
 		return nil, err
 	}

@@ -76,12 +76,7 @@ func (p *Proxy) serveTunnel(c *capture.Conn, proved, over func()) error {
 	}
 	opts, seen := p.witnessed()
 	from := &capture.Conn{Peer: c.Peer, Dst: c.Dst} // what there is to know of c for as long as the tunnel lasts
-	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), hbone.ServerConfig{
-		Settings: p.cfg.Settings,
-		Engine:   p.shared.Engine,
-		Handler:  func(r *hbone.Connect) { p.serveConnect(from, r) },
-		Identity: mtls.PeerIdentity,
-	})
+	conn, err := hbone.Accept(p.ctx, c.TCPConn, mtls.Server(bundle, opts), p.serving(from))
 	proved()
 	if err != nil {
 		return reason.New(whyTLS(err), "tls handshake error: "+ioText(err))
@@ -114,10 +109,20 @@ func (p *Proxy) carry(conn *hbone.ServerConn, from arrived, over func()) {
 	})
 }
 
+// serving is how the requests of a tunnel are answered that came from a peer.
+func (p *Proxy) serving(from *capture.Conn) hbone.ServerConfig {
+	return hbone.ServerConfig{
+		Settings: p.cfg.Settings,
+		Engine:   p.shared.Engine,
+		Handler:  func(r *hbone.Connect) { p.serveConnect(from, r) },
+		Quick:    func(r *hbone.Connect) bool { return p.serveNow(from, r) },
+		Identity: mtls.PeerIdentity,
+	}
+}
+
 // serveConnect is one user connection of a tunnel.
 func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
-	log := logs.Span(p.logFor(targetInbound), "inbound",
-		slog.Any("id", logs.Bare(traceID(r.Header("traceparent")))), slog.Any("peer", c.Peer))
+	log := p.logOf(c, r)
 	a, status, err := p.target(log, c, r)
 	if err != nil {
 		p.denied(report.Destination, c, err)
@@ -125,6 +130,11 @@ func (p *Proxy) serveConnect(c *capture.Conn, r *hbone.Connect) {
 		return
 	}
 	p.arrive(a, tunnelled{p, log, r, a.local})
+}
+
+func (p *Proxy) logOf(c *capture.Conn, r *hbone.Connect) *slog.Logger {
+	return logs.Span(p.logFor(targetInbound), "inbound",
+		slog.Any("id", logs.Bare(traceID(r.Header("traceparent")))), slog.Any("peer", c.Peer))
 }
 
 // target is steps 1 to 6 of the pipeline: what may be refused before anybody
@@ -341,43 +351,79 @@ type caller interface {
 // arrive is what both kinds of inbound connections have in common: admit,
 // deliver, answer, relay, report (contract 5.2 steps 6 to 9).
 func (p *Proxy) arrive(a arrival, from caller) {
-	ctx := p.lives.Begin()
-	cancel := ctx.End
-	end := func() {
-		cancel(nil)
-		from.end()
-	}
-	answered := context.AfterFunc(from.waiting(), func() { cancel(p.whyGone()) })
-	rep := p.shared.Reporter.Open(a.report)
-	local, err := p.awaitPolicies(ctx, a.local)
+	ad := p.announce(a, from)
+	local, err := p.awaitPolicies(ad.ctx, a.local)
 	if err != nil {
 		from.refuse(err)
-		rep.Close(endOf(ctx, err))
+		ad.rep.Close(endOf(ad.ctx, err))
 		return
 	}
-	in := live.Inbound{
-		Src: a.src, Source: a.report.SourceIdentity, Dst: a.dst, Destination: local, Service: a.host,
+	if p.admit(ad, local) {
+		p.complete(ad)
 	}
-	entry, err := p.live.Admit(in, cancel)
+}
+
+// An advent is an arrival that is known to all who want to know of it.
+type advent struct {
+	arrival
+	from     caller
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	answered func() bool // the caller is told, so that its going is no news
+	rep      *report.Conn
+	in       *live.Inbound
+	entry    *live.Entry // once it is admitted
+}
+
+func (p *Proxy) announce(a arrival, from caller) *advent {
+	life := p.lives.Begin()
+	ad := &advent{arrival: a, from: from, ctx: life, cancel: life.End}
+	ad.answered = context.AfterFunc(from.waiting(), func() { ad.cancel(p.whyGone()) })
+	ad.rep = p.shared.Reporter.Open(a.report)
+	return ad
+}
+
+// end is when nothing is left of it.
+func (ad *advent) end() {
+	if ad.entry != nil {
+		ad.entry.Done()
+	}
+	ad.cancel(nil)
+	ad.from.end()
+}
+
+// admit asks policy, and refuses for it.
+func (p *Proxy) admit(ad *advent, local *mesh.Workload) bool {
+	ad.in = &live.Inbound{
+		Src: ad.src, Source: ad.report.SourceIdentity, Dst: ad.dst, Destination: local, Service: ad.host,
+	}
+	entry, err := p.live.Admit(*ad.in, ad.cancel)
 	if err != nil {
-		answered()
-		from.refuse(err)
-		rep.Close(Why(err), err)
-		end()
-		return
+		ad.answered()
+		ad.from.refuse(err)
+		ad.rep.Close(Why(err), err)
+		ad.end()
+		return false
 	}
-	client, application, err := p.deliver(ctx, a, from)
-	answered() // from now on copying finds out what becomes of either end, and why
+	ad.entry = entry
+	return true
+}
+
+// holds is what is held for one that has both its ends.
+func (p *Proxy) holds(ad *advent) *holding {
+	return &holding{proxy: p, rep: ad.rep, in: ad.in, end: ad.end}
+}
+
+// complete takes an admitted connection to its application.
+func (p *Proxy) complete(ad *advent) {
+	client, application, err := p.deliver(ad.ctx, ad.arrival, ad.from)
+	ad.answered() // from now on copying finds out what becomes of either end, and why
 	if err != nil {
-		rep.Close(endOf(ctx, err))
-		entry.Done()
-		end()
+		ad.rep.Close(endOf(ad.ctx, err))
+		ad.end()
 		return
 	}
-	p.relay(ctx, client, application, &holding{proxy: p, rep: rep, in: &in, end: func() {
-		entry.Done()
-		end()
-	}})
+	p.relay(ad.ctx, client, application, p.holds(ad))
 }
 
 // whyGone is why a caller ended before it was answered: because of us, or of
@@ -395,11 +441,7 @@ func (p *Proxy) deliver(ctx context.Context, a arrival, from caller) (client, up
 	application, err := p.sockets.Deliver(ctx, a.from(), a.dial)
 	p.learnDelivery(err)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx) // which is why it failed
-		}
-		from.refuse(err)
-		return nil, nil, &deliveryError{err}
+		return nil, nil, undelivered(ctx, from, err)
 	}
 	upstream = relay.TCP(application)
 	if client, err = from.accept(ctx); err != nil {
@@ -412,6 +454,15 @@ func (p *Proxy) deliver(ctx context.Context, a arrival, from caller) (client, up
 		return nil, nil, err
 	}
 	return client, upstream, nil
+}
+
+// undelivered refuses a caller because of err.
+func undelivered(ctx context.Context, from caller, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // which is why it failed
+	}
+	from.refuse(err)
+	return &deliveryError{err}
 }
 
 // abort closes a client's connection that got no upstream, by a reset: it must

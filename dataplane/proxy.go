@@ -39,6 +39,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/logs"
 	"github.com/ztunnel-go/ztunnel/internal/mesh"
 	"github.com/ztunnel-go/ztunnel/internal/mtls"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 const (
@@ -98,6 +99,11 @@ type Sockets struct {
 	Dial func(context.Context, netip.AddrPort) (*net.TCPConn, error)
 	// Deliver connects to the pod's application as if from client.
 	Deliver func(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error)
+	// DeliverNow is Deliver on event loops: it does not wait, and says
+	// [sock.ErrLater] where Deliver would. Delivered hears what became of it.
+	// nil: only Deliver delivers.
+	DeliverNow func(client netip.Addr, dst netip.AddrPort) (*sock.Dialing, error)
+	Delivered  func(error)
 	// Transparent says in the log that Deliver keeps the client's address.
 	Transparent bool
 }
@@ -160,10 +166,11 @@ type Proxy struct {
 	cancel context.CancelCauseFunc
 	lives  relay.Lives // of user connections, which end with ctx
 
-	draining  chan struct{}  // closed when Stop begins
-	acceptors sync.WaitGroup // one per listener; ends when that is closed
-	conns     sync.WaitGroup // one per accepted socket; ends with it
-	watcher   sync.WaitGroup // of policies; ends with ctx
+	draining  chan struct{}   // closed when Stop begins
+	quick     []quickAcceptor // set by Start, taken back by Stop
+	acceptors sync.WaitGroup  // one per listener; ends when that is closed
+	conns     sync.WaitGroup  // one per accepted socket; ends with it
+	watcher   sync.WaitGroup  // of policies; ends with ctx
 	stopOnce  sync.Once
 	hurried   chan struct{} // closed by Hurry
 	hurryOnce sync.Once
@@ -211,7 +218,9 @@ func Start(cfg Config, pod Pod, sockets Sockets, shared Shared) *Proxy {
 	for _, l := range p.listeners() {
 		p.logFor(l.target).Info("listener established", slog.Any("address", l.Addr()),
 			slog.String("component", l.component), slog.Bool("transparent", sockets.Transparent))
-		p.acceptors.Go(func() { p.accept(l) })
+		if !p.listenQuick(l) {
+			p.acceptors.Go(func() { p.accept(l) })
+		}
 	}
 	return p
 }
@@ -222,6 +231,7 @@ type listener struct {
 	component string // as logged (contract 14.5)
 	target    string // of log lines
 	serve     func(*capture.Conn)
+	quick     func(*capture.Socket) // the same on an event loop; nil: goroutines serve
 }
 
 // Log targets, which operators filter by (contract 14.2).
@@ -234,10 +244,10 @@ const (
 
 func (p *Proxy) listeners() []listener {
 	all := []listener{
-		{p.sockets.HBONE, "inbound", targetInbound, p.tunnel},
-		{p.sockets.Plaintext, "inbound plaintext", targetPlaintext, p.plaintext},
-		{p.sockets.Outbound, "outbound", targetOutbound, p.outbound},
-		{p.sockets.SOCKS, "socks5", targetSOCKS, p.socks},
+		{p.sockets.HBONE, "inbound", targetInbound, p.tunnel, nil},
+		{p.sockets.Plaintext, "inbound plaintext", targetPlaintext, p.plaintext, nil},
+		{p.sockets.Outbound, "outbound", targetOutbound, p.outbound, p.outboundNow},
+		{p.sockets.SOCKS, "socks5", targetSOCKS, p.socks, nil},
 	}
 	return slices.DeleteFunc(all, func(l listener) bool { return l.Acceptor == nil })
 }
@@ -293,6 +303,7 @@ func (p *Proxy) Stop(grace time.Duration) {
 
 func (p *Proxy) stop(grace time.Duration) {
 	close(p.draining)
+	p.closeQuick()
 	for _, l := range p.listeners() {
 		if err := l.Close(); err != nil {
 			p.log.Warn("close listener", slog.String("component", l.component), slog.String("error", err.Error()))

@@ -25,13 +25,16 @@ const maxRetries = 2
 // reach connects to the next hop. One that cannot be reached is left alone for
 // a while, and if it was one of several, another has the connection: f then
 // says which. So it is with one whose application cannot be reached. The error is that of the last attempt.
-func (p *Proxy) reach(ctx context.Context, f *forwarding) (relay.Conn, error) {
-	began := time.Now()
+// first is the first attempt, and p.connect all others.
+func (p *Proxy) reach(ctx context.Context, f *forwarding,
+	first func(context.Context, *forwarding) (relay.Conn, error)) (relay.Conn, error) {
+	began, connect := time.Now(), first
 	for retries := 0; ; retries++ {
 		if f.out.Kind != route.DoubleTunnel { // which counts from the end of this
 			f.report.Began = began
 		}
-		upstream, err := p.connect(ctx, f)
+		upstream, err := connect(ctx, f)
+		connect = p.connect
 		p.learn(ctx, f.out, err)
 		if err == nil || !unreached(ctx, err) && !unanswered(ctx, err) || retries == maxRetries || !p.turn(f, err) {
 			return upstream, err

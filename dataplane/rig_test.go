@@ -199,22 +199,25 @@ func (a *acceptor) Accept() (*capture.Conn, error) {
 	}
 }
 
-// admit knows nothing of a connection whose dial was given up.
 func (a *acceptor) admit(c *net.TCPConn) (*capture.Conn, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	from := c.RemoteAddr().String()
-	dst, ok := a.dst[from]
-	delete(a.dst, from)
-	if !ok {
-		return nil, nil
-	}
-	if len(a.errs) > 0 {
-		err := a.errs[0]
-		a.errs = a.errs[1:]
+	dst, known, err := a.destination(c.RemoteAddr().String())
+	if err != nil || !known {
 		return nil, err
 	}
 	return &capture.Conn{TCPConn: c, Peer: shown(c.RemoteAddr()), Dst: dst}, nil
+}
+
+// destination knows nothing of a connection whose dial was given up.
+func (a *acceptor) destination(from string) (dst netip.AddrPort, known bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	dst, known = a.dst[from]
+	delete(a.dst, from)
+	if known && len(a.errs) > 0 {
+		err = a.errs[0]
+		a.errs = a.errs[1:]
+	}
+	return dst, known, err
 }
 
 func (a *acceptor) Close() error {
@@ -299,7 +302,7 @@ func (n *lan) startWith(w *mesh.Workload, equip func(*Sockets), change ...func(*
 	sockets := Sockets{
 		Outbound: p.outboundListener, Plaintext: p.plaintext, HBONE: p.hbone, SOCKS: p.socksListener, Transparent: true,
 		Dial:    func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) { return n.dial(ctx, p.ip, to) },
-		Deliver: p.deliverTo,
+		Deliver: p.deliverTo, DeliverNow: p.deliverNow, Delivered: func(error) {},
 	}
 	equip(&sockets)
 	p.Proxy = Start(cfg, Pod{UID: w.UID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, sockets, Shared{

@@ -131,6 +131,7 @@ func (p *Pod) listen(r Role) error {
 	if l.ReusePort {
 		p.migrateRequests()
 	}
+	l.Inherit = p.bequest(r)
 	// In tier A a listener has no mark: with 0x111 its SYN-ACKs would be
 	// routed to lo, and without any, what it accepts tells by the mark of the
 	// SYN where it came from.
@@ -144,6 +145,14 @@ func (p *Pod) listen(r Role) error {
 	}
 	p.slots = append(p.slots, slotted{[]redirect.Slot{redirect.SlotOutbound, redirect.SlotPlaintext, redirect.SlotHBONE}[r], tcp})
 	return nil
+}
+
+// bequest is what connections to a role inherit: see [Listener.Prompt].
+func (p *Pod) bequest(r Role) *sock.Keepalive {
+	if r != Outbound {
+		return nil
+	}
+	return &p.node.cfg.Keepalive
 }
 
 // listenTCP binds the port everybody knows. In tier A another one does as well

@@ -76,7 +76,7 @@ func (p *Pod) openPlain(cfg PlainConfig) error {
 	}
 	mayFail := cfg.SpoofSource == nil
 	for r := range roles {
-		tcp, err := p.listenPlain(wildcard, r.Port(), mayFail)
+		tcp, err := p.listenPlain(wildcard, r, mayFail)
 		if err != nil {
 			return fmt.Errorf("%v: %w", r, cannotBind(netip.AddrPortFrom(wildcard, r.Port()), err))
 		}
@@ -106,9 +106,9 @@ func (p *Pod) mayMark() error {
 // listenPlain binds one role's port. Where the kernel allows no transparent
 // sockets and mayFail says that none are insisted on, the pod does without
 // from then on.
-func (p *Pod) listenPlain(wildcard netip.Addr, port uint16, mayFail bool) (*net.TCPListener, error) {
-	l := sock.Listen{Transparent: p.node.cfg.SpoofSource, Backlog: listenBacklog}
-	tcp, err := p.listenTCP(l, wildcard, port)
+func (p *Pod) listenPlain(wildcard netip.Addr, r Role, mayFail bool) (*net.TCPListener, error) {
+	l := sock.Listen{Transparent: p.node.cfg.SpoofSource, Backlog: listenBacklog, Inherit: p.bequest(r)}
+	tcp, err := p.listenTCP(l, wildcard, r.Port())
 	if !errors.Is(err, os.ErrPermission) || !l.Transparent {
 		return tcp, err
 	}
@@ -118,7 +118,7 @@ func (p *Pod) listenPlain(wildcard netip.Addr, port uint16, mayFail bool) (*net.
 	p.node.log.Warn("applications will see the proxy's address and not their clients': transparent sockets are not permitted",
 		slog.Any("err", err))
 	p.node.cfg.SpoofSource = false
-	return p.listenPlain(wildcard, port, mayFail)
+	return p.listenPlain(wildcard, r, mayFail)
 }
 
 func (p *Pod) listenPlainDNS(at netip.AddrPort) error {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/bpf/redirect"
 	"github.com/ztunnel-go/ztunnel/internal/netns"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // checkInterval is how often a pod's capture is proven again.
@@ -54,6 +55,9 @@ type Pod struct {
 	old       map[uint64]bool // sockets from before the enrolment, by cookie; set by Enable before the checks run
 	proven    bool            // the checks have held once; set by Enable
 	ended     olderEnded      // set by Enable, guarded by mu
+
+	stocked sync.Once
+	dialer  *sock.Factory // set by stocked: see connections
 
 	mu      sync.Mutex
 	router  *router           // tier A; guarded by mu
@@ -351,6 +355,7 @@ func (p *Pod) quiet() error {
 		errs = append(errs, ignoreClosed(l.Close()))
 	}
 	p.tasks.Wait()
+	p.closeStock()
 	return errors.Join(errs...)
 }
 

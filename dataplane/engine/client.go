@@ -94,11 +94,7 @@ func (t *Tunnel) OpenReserved(ctx context.Context, r wire.Request) (*Stream, wir
 		if a.err == nil {
 			return s, a.r, nil
 		}
-		var reset *wire.ResetError
-		if errors.As(a.err, &reset) {
-			a.err = &wire.HandshakeError{Err: a.err}
-		}
-		return nil, wire.Response{}, a.err
+		return nil, wire.Response{}, refusal(a.err)
 	case <-ctx.Done():
 		t.do(func() {
 			if s != nil {
@@ -107,6 +103,15 @@ func (t *Tunnel) OpenReserved(ctx context.Context, r wire.Request) (*Stream, wir
 		})
 		return nil, wire.Response{}, context.Cause(ctx)
 	}
+}
+
+// refusal is the error of a stream that did not come about.
+func refusal(err error) error {
+	var reset *wire.ResetError
+	if errors.As(err, &reset) {
+		return &wire.HandshakeError{Err: err}
+	}
+	return err
 }
 
 func closedError() error {

@@ -113,7 +113,17 @@ func NewPool(cfg PoolConfig) *Pool {
 // and the cause of ctx. A failure to make a tunnel is told to all who waited
 // for that tunnel.
 func (p *Pool) Open(ctx context.Context, key Key, r Request) (Stream, Response, error) {
-	for try := 1; ; try++ {
+	return p.open(ctx, key, r, 1)
+}
+
+// OpenAgain is Open after [Pool.OpenNow] has said that the request may be made
+// once more.
+func (p *Pool) OpenAgain(ctx context.Context, key Key, r Request) (Stream, Response, error) {
+	return p.open(ctx, key, r, 2)
+}
+
+func (p *Pool) open(ctx context.Context, key Key, r Request, try int) (Stream, Response, error) {
+	for ; ; try++ {
 		t, reused, err := p.acquire(ctx, key)
 		if err != nil {
 			return nil, Response{}, err
@@ -123,6 +133,36 @@ func (p *Pool) Open(ctx context.Context, key Key, r Request) (Stream, Response, 
 			return s, response, err
 		}
 	}
+}
+
+// OpenNow is [Pool.Open] for event loops, if there is a tunnel with room that one
+// of them carries: else it says false and does nothing. done hears of the
+// answer, once and on the tunnel's loop, where it must not wait; again says that
+// the same request may be made once more, by OpenAgain.
+func (p *Pool) OpenNow(ctx context.Context, key Key, r Request, done func(s Stream, again bool, err error)) bool {
+	p.mu.Lock()
+	if p.closed || ctx.Err() != nil {
+		p.mu.Unlock()
+		return false
+	}
+	t := p.checkoutLocked(key)
+	p.mu.Unlock()
+	if t == nil {
+		return false
+	}
+	loop, ok := t.carrier.(loopTunnel)
+	if !ok {
+		t.cede(1)
+		return false
+	}
+	loop.Begin(ctx, r, func(s *engine.Stream, _ Response, err error) {
+		if err != nil {
+			done(nil, retriable(err, true), err)
+			return
+		}
+		done(s, false, nil)
+	})
+	return true
 }
 
 // retriable reports whether a request may be made again: the peer has not

@@ -22,7 +22,11 @@ import (
 type ServerConfig struct {
 	// Handler answers one request, in a goroutine of its own. The stream it
 	// accepts ends when it returns.
-	Handler  func(*Connect)
+	Handler func(*Connect)
+	// Quick is asked first where an event loop carries the tunnel, and on that
+	// loop, so that it must not wait. It says whether it has taken the request,
+	// whose [Connect.Finish] it then calls. Nil: everything is Handler's.
+	Quick    func(*Connect) bool
 	Settings Settings
 	// Engine carries the tunnel on an event loop, if it is TCP; nil: goroutines
 	// do.
@@ -177,6 +181,7 @@ type Connect struct {
 	ctx     context.Context
 	answer  answerer
 	headers *wire.Block
+	finish  func() // on an event loop
 }
 
 // An answerer is a request of either engine.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/dataplane/engine"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone/record"
+	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
 // A loopServer is a peer's tunnel that an event loop carries, from the end of
@@ -106,7 +107,7 @@ func (l *loopServer) start(s *ServerConn, done func(error)) {
 	t.Then(done)
 }
 
-// request starts the handler of a request; called on the loop.
+// request answers a request at once, or starts its handler; called on the loop.
 func (s *ServerConn) request(q *engine.Request) {
 	ctx, cancel := context.WithCancel(context.Background())
 	answer := &loopRequest{q: q}
@@ -117,12 +118,31 @@ func (s *ServerConn) request(q *engine.Request) {
 		cancel()
 	})
 	r := s.connect(ctx, answer, q.Headers)
-	s.handlers.Go(func() {
-		defer q.Release()
-		defer cancel()
+	s.handlers.Add(1)
+	r.finish = func() {
+		cancel()
+		q.Release()
+		s.handlers.Done()
+	}
+	if s.cfg.Quick != nil && s.cfg.Quick(r) {
+		return
+	}
+	go func() { // one of handlers, which its owner waits for
+		defer r.finish()
 		s.cfg.Handler(r)
-	})
+	}()
 }
+
+// Await has done called on the tunnel's event loop, once, when d is connected
+// or with the reason why not, within patience; the end of ctx is one. It is for
+// [ServerConfig.Quick] alone.
+func (r *Connect) Await(ctx context.Context, d *sock.Dialing, patience time.Duration, done func(error)) {
+	r.answer.(*loopRequest).q.Await(ctx, d, patience, done)
+}
+
+// Finish is for a request that [ServerConfig.Quick] took, when nothing is left
+// to do for it: a stream that was not joined with a socket by then ends.
+func (r *Connect) Finish() { r.finish() }
 
 // A loopRequest is a request on an event loop.
 type loopRequest struct {

@@ -54,12 +54,7 @@ func (f *Factory) dialTCP(ctx context.Context, d Dial, deadline time.Time) (*net
 	if err != nil {
 		return nil, err
 	}
-	fd, err := f.create(fam, unix.SOCK_STREAM, func(fd int) error {
-		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
-			return os.NewSyscallError("setsockopt TCP_NODELAY", err)
-		}
-		return prepare(fd, fam, d)
-	})
+	fd, err := f.connectable(fam, d)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +79,25 @@ func (f *Factory) dialTCP(ctx context.Context, d Dial, deadline time.Time) (*net
 		return nil, err
 	}
 	return c, nil
+}
+
+// connectable is a socket for d, from the stock if that has one.
+func (f *Factory) connectable(fam int, d Dial) (int, error) {
+	if f.Stock != nil {
+		if fd := f.Stock.take(fam); fd >= 0 {
+			err := prepare(fd, fam, d)
+			if err != nil {
+				unix.Close(fd)
+			}
+			return fd, err
+		}
+	}
+	return f.create(fam, unix.SOCK_STREAM, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
+			return os.NewSyscallError("setsockopt TCP_NODELAY", err)
+		}
+		return prepare(fd, fam, d)
+	})
 }
 
 // prepare marks and binds a socket that is about to connect.

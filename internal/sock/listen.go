@@ -23,6 +23,9 @@ type Listen struct {
 	ReusePort   bool           // SO_REUSEPORT
 	ReuseAddr   bool           // SO_REUSEADDR; TCP listeners always have it
 	Backlog     int            // 0: 128; the kernel caps it at net.core.somaxconn
+	// Inherit, of TCP: accepted connections have TCP_NODELAY and this, which
+	// Linux hands on from the listener (see [AcceptNow]; Go sets its own).
+	Inherit *Keepalive
 	// V6Only keeps a v6 socket from taking v4.
 	V6Only bool
 	// RecvOrigDst, of UDP sockets: each packet comes with the address that
@@ -36,6 +39,9 @@ func (f *Factory) ListenTCP(l Listen) (*net.TCPListener, error) {
 	l.ReuseAddr = true
 	fd, err := f.create(family(l.Addr.Addr()), unix.SOCK_STREAM, func(fd int) error {
 		if err := l.prepare(fd); err != nil {
+			return err
+		}
+		if err := l.bequeath(fd); err != nil {
 			return err
 		}
 		backlog := l.Backlog
@@ -59,6 +65,17 @@ func (f *Factory) ListenTCP(l Listen) (*net.TCPListener, error) {
 		return nil, fmt.Errorf("listen on tcp %v: not a TCP listener", l.Addr)
 	}
 	return tcp, nil
+}
+
+// bequeath sets what accepted connections inherit.
+func (l Listen) bequeath(fd int) error {
+	if l.Inherit == nil {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return os.NewSyscallError("setsockopt TCP_NODELAY", err)
+	}
+	return l.Inherit.Set(fd)
 }
 
 // ListenUDP returns a bound UDP socket.
@@ -142,26 +159,29 @@ const soOriginalDst = 80
 // OriginalDst is where a connection was going before a REDIRECT rule of its
 // namespace turned it to us: SO_ORIGINAL_DST, then its IPv6 twin (contract
 // 2.4). The error is the kernel's; ENOENT means that nothing was redirected.
-func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
-	var dst netip.AddrPort
-	err := Control(c, func(fd int) error {
-		// x/sys has no getter for a sockaddr; these two read enough bytes.
-		v4, err4 := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, soOriginalDst)
-		if err4 == nil {
-			raw := v4.Multiaddr
-			dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[4:8])), binary.BigEndian.Uint16(raw[2:]))
-			return nil
-		}
-		v6, err6 := unix.GetsockoptIPv6MTUInfo(fd, unix.SOL_IPV6, soOriginalDst)
-		if err6 == nil {
-			var port [2]byte
-			binary.NativeEndian.PutUint16(port[:], v6.Addr.Port)
-			dst = netip.AddrPortFrom(netip.AddrFrom16(v6.Addr.Addr).Unmap(), binary.BigEndian.Uint16(port[:]))
-			return nil
-		}
-		return os.NewSyscallError("getsockopt SO_ORIGINAL_DST", err4)
+func OriginalDst(c *net.TCPConn) (dst netip.AddrPort, err error) {
+	err = Control(c, func(fd int) (err error) {
+		dst, err = OriginalDstOf(fd)
+		return err
 	})
 	return dst, err
+}
+
+// OriginalDstOf is [OriginalDst] of a descriptor.
+func OriginalDstOf(fd int) (netip.AddrPort, error) {
+	// x/sys has no getter for a sockaddr; these two read enough bytes.
+	v4, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, soOriginalDst)
+	if err == nil {
+		raw := v4.Multiaddr
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[4:8])), binary.BigEndian.Uint16(raw[2:])), nil
+	}
+	v6, err6 := unix.GetsockoptIPv6MTUInfo(fd, unix.SOL_IPV6, soOriginalDst)
+	if err6 == nil {
+		var port [2]byte
+		binary.NativeEndian.PutUint16(port[:], v6.Addr.Port)
+		return netip.AddrPortFrom(netip.AddrFrom16(v6.Addr.Addr).Unmap(), binary.BigEndian.Uint16(port[:])), nil
+	}
+	return netip.AddrPort{}, os.NewSyscallError("getsockopt SO_ORIGINAL_DST", err)
 }
 
 // CloseReset closes so that the peer sees a reset instead of an orderly end:

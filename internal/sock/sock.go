@@ -10,6 +10,7 @@
 package sock
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -42,6 +43,17 @@ type Factory struct {
 	// Own flags a new socket as the proxy's own before it is bound, connected
 	// or listening; nil: there is nothing to flag.
 	Own func(fd int) error
+	// Stock is of the same namespace and options, and holds sockets for
+	// connections; nil: each is made when it is wanted.
+	Stock *Stock
+}
+
+// inside runs fn in the factory's namespace.
+func (f *Factory) inside(fn func() error) error {
+	if f.NS == nil {
+		return fn()
+	}
+	return f.NS.Do(fn)
 }
 
 // create makes a non-blocking socket inside the factory's namespace and lets
@@ -56,11 +68,7 @@ func (f *Factory) createProto(family, kind, proto int, setup func(fd int) error)
 		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 		return os.NewSyscallError("socket", err)
 	}
-	in := func(fn func() error) error { return fn() }
-	if f.NS != nil {
-		in = f.NS.Do
-	}
-	if err := in(open); err != nil {
+	if err := f.inside(open); err != nil {
 		return -1, err
 	}
 	// From here on the socket's namespace is fixed; any thread will do.
@@ -110,6 +118,36 @@ func (k Keepalive) Apply(c *net.TCPConn) error {
 			unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(total.Milliseconds())))
 	})
 }
+
+// Set is Apply for a descriptor on which nobody has set anything.
+func (k Keepalive) Set(fd int) error {
+	if !k.Enabled {
+		return nil
+	}
+	seconds := func(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+	options := []struct{ level, name, value int }{
+		{unix.SOL_TCP, unix.TCP_KEEPIDLE, seconds(cmp.Or(k.Time, goKeepalive))},
+		{unix.SOL_TCP, unix.TCP_KEEPINTVL, seconds(cmp.Or(k.Interval, goKeepalive))},
+		{unix.SOL_TCP, unix.TCP_KEEPCNT, cmp.Or(k.Retries, goRetries)},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	}
+	if k.UserTimeout {
+		total := k.Time + time.Duration(k.Retries)*k.Interval
+		options = append(options, struct{ level, name, value int }{unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int(total.Milliseconds())})
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return nil
+}
+
+// What Go takes where nothing is said.
+const (
+	goKeepalive = 15 * time.Second
+	goRetries   = 9
+)
 
 // family is the socket family for an address; v4-mapped counts as v4.
 func family(a netip.Addr) int {

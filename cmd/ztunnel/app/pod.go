@@ -93,6 +93,8 @@ func (p *podProxy) sockets(dnsLog *slog.Logger) (dataplane.Sockets, error) {
 	s := dataplane.Sockets{
 		Dial:        captured.Dial,
 		Deliver:     captured.Deliver,
+		DeliverNow:  captured.DeliverNow,
+		Delivered:   captured.Delivered,
 		Transparent: captured.Transparent(),
 	}
 	if cfg.Proxy {
