@@ -27,13 +27,53 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build test h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build dist dist-check image test test-deploy h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ztunnel, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ztunnel ./cmd/ztunnel
+
+# What a release consists of: each command for each architecture, with Go's
+# own cryptography and with the module that has a FIPS 140-3 certificate, a bill of
+# materials for each, and the sums of all. The version is git's: the tag, or
+# one made of the commit.
+DIST        ?= bin/dist
+DIST_ARCHES ?= amd64 arm64
+dist: ## static binaries for amd64 and arm64, with and without the FIPS module, SBOMs, sums; in bin/dist
+	@[ -d .git ] || { echo "dist: not a git clone (a worktree does not do either): go build could not tell the version"; exit 1; }
+	@rm -rf $(DIST) && mkdir -p $(DIST)
+	@set -eu; for command in $(notdir $(wildcard cmd/*)); do for arch in $(DIST_ARCHES); do for fips in off v1.0.0; do \
+		file=$(DIST)/$$command-linux-$$arch; [ $$fips = off ] || file=$$file-fips; echo "$$file"; \
+		GOFLAGS= CGO_ENABLED=0 GOOS=linux GOARCH=$$arch GOAMD64=v1 GOARM64=v8.0 GOFIPS140=$$fips \
+			$(GO) build -buildvcs=true -trimpath -ldflags='-s -w' -o $$file ./cmd/$$command; \
+	done; done; done
+	@$(GO) -C .ci/sbom run . $(addprefix $(abspath $(DIST))/,$(foreach c,$(notdir $(wildcard cmd/*)),$(foreach a,$(DIST_ARCHES),$c-linux-$a $c-linux-$a-fips)))
+	@cd $(DIST) && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
+
+# The second time in another directory, with a cache of its own: everything is
+# compiled again.
+dist-check: dist ## make dist once more elsewhere: the same bytes; nothing is linked at run time
+	@set -eu; for file in $$(cd $(DIST) && ls | grep -v -e '\.json$$' -e SUMS); do \
+		! readelf -lW $(DIST)/$$file | grep -q INTERP || { echo "$$file is not static"; exit 1; }; done
+	@set -eu; other=$$(mktemp -d); trap 'rm -rf "$$other"' EXIT; \
+		git clone -q --no-hardlinks . "$$other/quite/another/path"; \
+		GOCACHE=$$other/cache $(MAKE) --no-print-directory -C "$$other/quite/another/path" dist DIST=bin/dist DIST_ARCHES='$(DIST_ARCHES)' >/dev/null; \
+		diff $(DIST)/SHA256SUMS "$$other/quite/another/path/bin/dist/SHA256SUMS"
+	@echo "dist-check: the same bytes twice"
+
+# Nothing but the binary is in it, so nothing is fetched. BUILDAH's machine needs
+# no daemon; with docker, see deploy/README.md.
+IMAGE      ?= ztunnel:dev
+IMAGE_ARCH ?= $(shell $(GO) env GOHOSTARCH)
+VARIANT    ?=
+BUILDAH    ?= buildah
+image: ## the container image IMAGE (ztunnel:dev) of make dist's binary; VARIANT=-fips for that one (buildah)
+	@[ -e $(DIST)/ztunnel-linux-$(IMAGE_ARCH)$(VARIANT) ] || $(MAKE) --no-print-directory dist DIST_ARCHES=$(IMAGE_ARCH)
+	$(BUILDAH) build --format oci --platform linux/$(IMAGE_ARCH) --timestamp $$(git log -1 --format=%ct) \
+		--label org.opencontainers.image.revision=$$(git rev-parse HEAD) \
+		--build-arg TARGETARCH=$(IMAGE_ARCH) --build-arg VARIANT=$(VARIANT) -f deploy/Dockerfile -t $(IMAGE) .
 
 test: ## every test that this user may run; as root also those that need namespaces and programs
 	$(GO_TEST) $(RACE) -shuffle=on -timeout 15m $(PACKAGES)
@@ -45,6 +85,11 @@ h2spec: ## HTTP/2's conformance tests against the server's side of tunnels, both
 # A module of its own, with some 140 others in it: the first build takes minutes.
 test-istiod: ## the proxy under Istio's own control plane and node agent (root)
 	cd test/istiod && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 15m $(PACKAGES)
+
+# A module of its own: Kubernetes' types and kustomize are none of ours.
+test-deploy: ## deploy/: manifests as Kubernetes reads them, the image under runc with the least rights (root, buildah, runc)
+	cd .ci/sbom && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) test -count=1 ./...
+	cd test/deploy && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 10m $(PACKAGES)
 
 # What takes longer than a change should wait for. docs/compat.md says when it ran last.
 nightly: soak ## make soak, and variables ignored one by one under the tests of whole processes (root)

@@ -3,6 +3,7 @@
 package app
 
 import (
+	"crypto/fips140"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -36,6 +37,9 @@ func readBuildInfo(istioVersion string) BuildInfo {
 	}
 	if b.IstioVersion == "" {
 		b.IstioVersion = "unknown"
+	}
+	if module := fips140.Version(); module != "latest" {
+		b.CryptoProvider += "-fips140-" + module // built with GOFIPS140
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
