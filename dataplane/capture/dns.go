@@ -131,10 +131,11 @@ func (p *Pod) speaker(server netip.AddrPort) (speaker, error) {
 	if err == nil {
 		return udp, nil
 	}
-	if !errors.Is(err, unix.EADDRINUSE) {
+	// The pod runs a DNS server itself, bound to every address; or port 53 is
+	// privileged there and we have no CAP_NET_BIND_SERVICE, as under Istio's chart.
+	if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EACCES) {
 		return nil, err
 	}
-	// The pod runs a DNS server itself, bound to every address.
 	return p.sockets().Speak(server, mark)
 }
 

@@ -173,7 +173,7 @@ func (p *Pod) listenTCP(l sock.Listen, addr netip.Addr, port uint16) (*net.TCPLi
 // another process's listener of the port when it closes (Linux 5.14). Without
 // it those connections are reset, as they are with ztunnel.
 func (p *Pod) migrateRequests() {
-	err := p.ns.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_migrate_req", []byte("1"), 0) })
+	err := p.ns.Do(func() error { return writeSysctl("ipv4/tcp_migrate_req", "1") })
 	if err != nil {
 		p.node.log.Debug("connections may be lost when another process takes over", slog.String("pod", p.name()), slog.Any("err", err))
 	}

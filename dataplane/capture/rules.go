@@ -74,7 +74,7 @@ func (r *router) sysctls() []string {
 func (r *router) setSysctls(value string) error {
 	return r.ns.Do(func() error {
 		for _, name := range r.sysctls() {
-			if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+			if err := writeSysctl(name, value); err != nil {
 				return fmt.Errorf("set net/%s: %w", name, err)
 			}
 		}
