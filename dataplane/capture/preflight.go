@@ -278,6 +278,9 @@ func (p *preflight) other(o redirect.Foreign, cgroup string) {
 			return
 		}
 	}
+	if o.Twin && o.Hook != "connect4" {
+		return // it is told of once
+	}
 	if o.Twin {
 		p.say("conflicts", Problem, "program %q (id %d) at %s of %s is another ztunnel's, with another BPF_PIN_DIR than %s: end that one and run `ztunnel cleanup` with its environment",
 			o.Name, o.ID, o.Hook, cgroup, p.cfg.PinDir)

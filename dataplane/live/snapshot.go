@@ -24,7 +24,9 @@ type InboundInfo struct {
 	ActualDst netip.AddrPort `json:"actualDst"`
 	Service   string         `json:"service,omitempty"` // the host that the client named; empty: none
 	Protocol  Protocol       `json:"protocol"`          // HBONE iff the peer has proved an identity, else TCP
-	Opened    time.Time      `json:"opened"`
+	// Identity is the one that the peer has proved; empty: none.
+	Identity string    `json:"identity,omitempty"`
+	Opened   time.Time `json:"opened"`
 }
 
 // OutboundInfo is what the admin page shows of a connection from the pod.
@@ -43,7 +45,7 @@ func (t *Table) Snapshot() Snapshot {
 		}
 		info := InboundInfo{Src: e.in.Src, ActualDst: e.in.Dst, Service: e.in.Service, Protocol: TCP, Opened: e.since()}
 		if !e.in.Source.IsZero() {
-			info.Protocol = HBONE
+			info.Protocol, info.Identity = HBONE, e.in.Source.String()
 		}
 		s.Inbound = append(s.Inbound, info)
 	}

@@ -4,10 +4,12 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -42,6 +44,10 @@ func (c *Client) Get(ctx context.Context, page string, limit int64) ([]byte, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		var u *url.Error // which repeats what follows
+		if errors.As(err, &u) {
+			err = u.Err
+		}
 		return nil, fmt.Errorf("ask the proxy at %s: %w", c.at, err)
 	}
 	defer resp.Body.Close()

@@ -56,6 +56,10 @@ func bans() []ban {
 			why: "a dependency has one door",
 		},
 		{
+			from: everywhere, to: []string{"github.com/gdamore/tcell/..."}, except: []string{"internal/top"},
+			why: "a dependency has one door",
+		},
+		{
 			from: everywhere, to: []string{"k8s.io/...", "sigs.k8s.io/..."}, except: []string{"cmd/zagent/..."},
 			why: "nothing in the proxy speaks Kubernetes",
 		},

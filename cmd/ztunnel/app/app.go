@@ -29,6 +29,7 @@ const usage = `commands:
   check    look whether a proxy with this environment would work here
   cleanup  remove every trace of capture from this node
   explain  say what would become of a connection, and why: explain FROM TO[:PORT]
+  top      show what the running proxy does
   version  print what was built
   help     print this
 `
@@ -53,6 +54,8 @@ func Main(args []string, env Env, stdout, stderr io.Writer) int {
 		err = check(args[2:], env, stdout)
 	case "explain":
 		err = explainCommand(args[2:], env, stdout)
+	case "top":
+		err = topCommand(args[2:], env, stdout)
 	case "cleanup":
 		err = cleanup(args, env, log)
 	case "version":
