@@ -53,7 +53,7 @@ func (s *Server) Resolve(ctx context.Context, name string, v6 bool) (netip.Addr,
 func (s *Server) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state > stateServing {
+	if s.state > stateQuiet {
 		return false
 	}
 	s.work.Add(1)

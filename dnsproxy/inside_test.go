@@ -5,6 +5,8 @@ package dnsproxy
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -77,5 +79,24 @@ func TestALookUpEndsWithWhoWaitsAndWithTheServer(t *testing.T) {
 	}
 	if _, err := r.server.Resolve(t.Context(), "www.example.org", false); !errors.Is(err, errEnding) {
 		t.Error(err)
+	}
+}
+
+func TestNamesAreLookedUpUntilTheDrain(t *testing.T) {
+	leak.Check(t)
+	r := start(t, Config{View: lookupStore().View(), Upstream: fakeUpstream(t, world).config()})
+	r.server.Quiet()
+	if c, err := net.Dial("tcp", r.tcp.String()); err == nil {
+		c.Close()
+		t.Error("a connection was accepted")
+	}
+	if got, err := r.server.Resolve(t.Context(), "www.example.org", false); err != nil || got != netip.MustParseAddr("192.0.2.1") {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := r.server.Drain(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got, err := r.server.Resolve(t.Context(), "www.example.org", false); !errors.Is(err, errEnding) {
+		t.Errorf("after the drain: %v, %v", got, err)
 	}
 }

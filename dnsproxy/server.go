@@ -95,6 +95,7 @@ type state uint8
 const (
 	stateNew state = iota
 	stateServing
+	stateQuiet // see Quiet
 	stateDraining
 	stateClosed
 )
@@ -169,12 +170,23 @@ func (s *Server) announce(addr net.Addr) {
 	s.log.Info("starting local DNS server", slog.Any("address", addr), slog.String("component", "dns"))
 }
 
-// Drain stops taking queries, finishes those in hand, and closes the server.
-// When ctx ends first, the rest is dropped and the error is that of ctx.
-func (s *Server) Drain(ctx context.Context) error {
+// Quiet stops taking queries. Those in hand are answered, and Resolve goes on
+// for whoever has yet to learn where to connect. Drain or Close must follow.
+func (s *Server) Quiet() {
 	if s.stopReading() {
 		s.log.Info("shutting down the DNS server")
 	}
+}
+
+// Drain stops taking queries, finishes those in hand, and closes the server.
+// When ctx ends first, the rest is dropped and the error is that of ctx.
+func (s *Server) Drain(ctx context.Context) error {
+	s.Quiet()
+	s.mu.Lock()
+	if s.state == stateQuiet {
+		s.state = stateDraining
+	}
+	s.mu.Unlock()
 	finished := make(chan struct{})
 	go func() { // ends at the latest when Close ended the work
 		s.work.Wait()
@@ -207,7 +219,7 @@ func (s *Server) stopReading() bool {
 	if s.state != stateServing {
 		return false
 	}
-	s.state = stateDraining
+	s.state = stateQuiet
 	for _, l := range s.listeners {
 		l.Close()
 	}

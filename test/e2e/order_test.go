@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,33 @@ func TestQuitAnswersBeforeTheEnd(t *testing.T) {
 	echo(t, open, []byte("after the answer"))
 	must(t, open.CloseWrite())
 	if err := ended(open); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection ended with %v", err)
+	}
+	if code, err := w.p1.Wait(w.patience()); code != 0 || err != nil {
+		t.Errorf("it ended with %d, %v", code, err)
+	}
+}
+
+// TestANegotiationGoesOnDuringADrain has a SOCKS client say where to only after
+// its proxy was told to end.
+func TestANegotiationGoesOnDuringADrain(t *testing.T) {
+	w := newWorld(t, rig.Options{Env: map[string]string{"CONNECTION_TERMINATION_DEADLINE": "1m", "UNSTABLE_ENABLE_SOCKS5": "true"}})
+	c := w.dial(t, w.a.Host, netip.MustParseAddrPort("127.0.0.1:15080"))
+	_, err := c.Write([]byte{5, 1, 0})
+	must(t, err)
+	var got [10]byte
+	_, err = io.ReadFull(c, got[:2])
+	must(t, err)
+	must(t, w.p1.Signal(unix.SIGTERM))
+	w.logged(t, w.p1, 0, "shutting down the DNS server")
+	_, err = c.Write(append(append([]byte{5, 1, 0, 3, byte(len(serviceName))}, serviceName...), 0, 7))
+	must(t, err)
+	if _, err := io.ReadFull(c, got[:]); err != nil || got[1] != 0 {
+		t.Fatalf("answered % x, %v", got, err)
+	}
+	echo(t, c, []byte("during the drain"))
+	must(t, c.CloseWrite())
+	if err := ended(c); !errors.Is(err, io.EOF) {
 		t.Errorf("the connection ended with %v", err)
 	}
 	if code, err := w.p1.Wait(w.patience()); code != 0 || err != nil {

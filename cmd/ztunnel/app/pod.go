@@ -243,19 +243,18 @@ func (p *podProxy) silence(grace time.Duration) {
 	if grace > 0 {
 		p.vacate(grace)
 	}
-	var ends sync.WaitGroup
+	ctx, done := context.WithTimeout(context.Background(), grace)
+	defer done()
 	if p.dns != nil {
-		ends.Go(func() {
-			ctx, done := context.WithTimeout(context.Background(), grace)
-			defer done()
-			_ = p.dns.Drain(ctx) // what is left then is closed, an answer less
-			p.dns.Close()
-		})
+		p.dns.Quiet()
 	}
-	if p.proxy != nil {
-		ends.Go(func() { p.proxy.Stop(grace) })
+	if p.proxy != nil { // its SOCKS clients may have names to be looked up yet
+		p.proxy.Stop(grace)
 	}
-	ends.Wait()
+	if p.dns != nil {
+		_ = p.dns.Drain(ctx) // what is left then is closed, an answer less
+		p.dns.Close()
+	}
 	p.tasks.Wait()
 }
 
