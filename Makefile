@@ -27,7 +27,7 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist dist-check image test test-deploy h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build dist dist-check image test test-upgrade test-deploy h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ test-istiod: ## the proxy under Istio's own control plane and node agent (root)
 test-deploy: ## deploy/: manifests as Kubernetes reads them, the image under runc with the least rights (root, buildah, runc)
 	cd .ci/sbom && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) test -count=1 ./...
 	cd test/deploy && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO_TEST) -count=1 -timeout 10m $(PACKAGES)
+
+# A short form is in make test.
+test-upgrade: ## both nodes' proxies replaced 20 times under everything, and how long 1, 1,000 and 10,000 connections stand still (root)
+	ZTUNNEL_TESTS_UPGRADE=long $(GO_TEST) -count=1 -v -timeout 30m ./test/upgrade
 
 # What takes longer than a change should wait for. docs/compat.md says when it ran last.
 nightly: soak ## make soak, and variables ignored one by one under the tests of whole processes (root)

@@ -212,7 +212,7 @@ func (g *group) startNode(node string) error {
 func (g *group) environment(node string) (map[string]string, error) {
 	s := g.suite
 	env := map[string]string{
-		"NODE_NAME": node, "XDS_ADDRESS": s.control.Address(), "XDS_ROOT_CA": s.rootFile(), "INPOD_UDS": g.socket(node),
+		"NODE_NAME": node, "XDS_ADDRESS": s.control.Address(), "XDS_ROOT_CA": s.rootFile(), "INPOD_UDS": g.socket(node), "HANDOVER_SOCK": "",
 		"FAKE_CA": "true", "EMBEDDED_CA_DIR": s.caDir("mesh"),
 	}
 	for name, value := range g.script.env {

@@ -67,7 +67,8 @@ func (m *Mesh) Start(node *netlab.Node, opts Options) (*Proxy, error) {
 	p.env = map[string]string{
 		"NODE_NAME": node.Name(), "CAPTURE": "ebpf", "CGROUP_ROOT": m.lab.CgroupRoot(),
 		"BPF_PIN_DIR": filepath.Join(m.lab.PinDir(), node.Name()), "HOST_NETNS": node.Path(),
-		"INPOD_UDS": p.Socket(), "LOCAL_XDS_PATH": m.state, "XDS_ADDRESS": "",
+		"HANDOVER_SOCK": filepath.Join(m.lab.Dir(), node.Name()+".next"),
+		"INPOD_UDS":     p.Socket(), "LOCAL_XDS_PATH": m.state, "XDS_ADDRESS": "",
 		"FAKE_CA": "true", "EMBEDDED_CA_DIR": m.CADir(DefaultCA), "RESOLV_CONF": m.resolv,
 	}
 	maps.Copy(p.env, opts.Env)

@@ -87,6 +87,10 @@ type Config struct {
 	// InpodUDS is the node agent's socket. INPOD_UDS, default
 	// /var/run/ztunnel/ztunnel.sock.
 	InpodUDS string
+	// HandoverSocket is where a process gives its open connections to the one that
+	// follows. HANDOVER_SOCK (ours), default /var/run/ztunnel/handover.sock; empty:
+	// they end as it drains.
+	HandoverSocket string
 	// ResolvConf is the resolver configuration whose nameservers get what is
 	// not the mesh's. RESOLV_CONF (ours), default /etc/resolv.conf.
 	ResolvConf string

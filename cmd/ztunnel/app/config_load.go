@@ -47,6 +47,7 @@ func Load(env Env, args []string) (*Config, error) {
 		Drain:              r.drain(),
 		Threads:            r.threads(mesh.concurrency),
 		InpodUDS:           r.text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock"),
+		HandoverSocket:     r.text("HANDOVER_SOCK", "/var/run/ztunnel/handover.sock"),
 		ResolvConf:         r.text("RESOLV_CONF", "/etc/resolv.conf"),
 		WorkloadWait:       r.duration("WORKLOAD_WAIT_TIMEOUT", 5*time.Second),
 		DNSCache:           r.flag("DNS_CACHE", true),

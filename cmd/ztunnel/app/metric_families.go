@@ -5,6 +5,7 @@ package app
 import (
 	"github.com/ztunnel-go/ztunnel/dataplane"
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
+	"github.com/ztunnel-go/ztunnel/dataplane/handover"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dnsproxy"
 	"github.com/ztunnel-go/ztunnel/internal/metrics"
@@ -39,6 +40,7 @@ func everyMetric() everyCollector {
 	}
 	balance.NewMetrics(r.Registerer())
 	dataplane.NewMetrics(r.Registerer())
+	handover.NewMetrics(r.Registerer())
 	r.EmbeddedCA()
 	r.LogLines(func() uint64 { return 0 })
 	r.Refused(func(yield func(string, uint64)) { yield("stats", 0) })

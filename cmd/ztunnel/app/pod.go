@@ -40,6 +40,7 @@ type podProxy struct {
 	cancel context.CancelFunc // ends prefetch
 	tasks  sync.WaitGroup     // prefetch
 
+	netns uint64      // cookie of its namespace
 	quiet sync.Once   // everything but capture has ended
 	holds identity.ID // whose certificate prefetch has asked for; read after tasks
 }
@@ -49,13 +50,17 @@ type podProxy struct {
 // but what an earlier process had captured, which stays so.
 func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod.Proxy, error) {
 	defer ns.Close() // capture keeps a duplicate
+	cookie, err := ns.Cookie()
+	if err != nil {
+		return nil, err
+	}
 	captured, err := n.capture.Add(ctx, capture.PodInfo{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, Late: pod.Late}, ns)
 	if err != nil {
 		return nil, err
 	}
 	alive, cancel := context.WithCancel(context.Background())
 	p := &podProxy{
-		node: n, capture: captured, cancel: cancel,
+		node: n, capture: captured, cancel: cancel, netns: cookie,
 		pod: dataplane.Pod{UID: pod.UID, Name: pod.Name, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
 	}
 	name := slog.Any("wl", logs.Bare(pod.Namespace+"/"+pod.Name))
@@ -83,6 +88,7 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		p.letGo()
 		return nil, errors.Join(err, captured.Abandon(context.Background()))
 	}
+	n.succession.serves(cookie, p)
 	return p, nil
 }
 
@@ -218,6 +224,7 @@ func (p *podProxy) Stop(mode inpod.StopMode) error {
 		}
 	}
 	p.quiet.Do(func() { p.silence(grace) })
+	p.node.succession.forgets(p.netns, p)
 	switch mode {
 	case inpod.Park:
 		return p.capture.Park()

@@ -13,6 +13,7 @@ import (
 	"github.com/ztunnel-go/ztunnel/dataplane/balance"
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/engine"
+	"github.com/ztunnel-go/ztunnel/dataplane/handover"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
 	"github.com/ztunnel-go/ztunnel/dataplane/inpod"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
@@ -50,6 +51,7 @@ type node struct {
 	gate       *dataplane.Gate
 	engine     *engine.Engine // nil: goroutines carry tunnels
 	waits      *dataplane.Metrics
+	handovers  *handover.Metrics
 	dnsMetrics *dnsproxy.Metrics
 	ready      *admin.Tasks
 	state      *admin.Task   // the control plane has told everything once
@@ -65,7 +67,10 @@ type node struct {
 	hosts   dnsproxy.Hosts
 	lookups *dnsproxy.Resolver // of workloads' names
 	capture *capture.Node
-	inpod   *inpod.Enrollment
+	// succession passes open connections from process to process; nil: they
+	// drain.
+	succession *succession
+	inpod      *inpod.Enrollment
 
 	identities identities // of enrolled pods
 
@@ -123,6 +128,7 @@ func (n *node) buildShared(ctx context.Context) error {
 	if err := n.buildSelf(ctx); err != nil {
 		return err
 	}
+	n.buildSuccession(ctx)
 	n.buildEnrollment()
 	return nil
 }
@@ -171,6 +177,7 @@ func (n *node) enrollmentConfig() inpod.Config {
 		Ready: func(ready bool, _ []string) {
 			if ready {
 				n.enrolled.Done()
+				n.succession.settled()
 			} else {
 				n.enrolled.Pending()
 			}
@@ -198,6 +205,7 @@ func (n *node) buildMetrics(context.Context) error {
 	n.registry.LogLines(n.log.Lost)
 	n.reporter = report.New(report.NewMetrics(n.registry), n.logger).With(n.cfg.AccessLog)
 	n.waits = dataplane.NewMetrics(n.registry.Registerer())
+	n.handovers = handover.NewMetrics(n.registry.Registerer())
 	if err := n.buildBalance(); err != nil {
 		return err
 	}

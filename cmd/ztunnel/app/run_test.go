@@ -86,7 +86,7 @@ func variables(t *testing.T) map[string]string {
 	}
 	return map[string]string{
 		"FAKE_CA": "true", "EMBEDDED_CA_DIR": t.TempDir(), "LOCAL_XDS": localState, "XDS_ADDRESS": "",
-		"CAPTURE": "istio-cni", "INPOD_UDS": inDir(t, "zds.sock"), "RESOLV_CONF": resolv,
+		"CAPTURE": "istio-cni", "INPOD_UDS": inDir(t, "zds.sock"), "HANDOVER_SOCK": inDir(t, "handover.sock"), "RESOLV_CONF": resolv,
 	}
 }
 

@@ -93,6 +93,7 @@ func TestVariablesOfPods(t *testing.T) {
 		{"LOCALHOST_APP_TUNNEL", "false", func(n *node) any { return n.proxyConfig().LocalhostTunnel }, false},
 		{"AUTHZ_POLICY_INFO_LOGGING", "true", func(n *node) any { return n.proxyConfig().DecisionLevel }, slog.LevelInfo},
 		{"WORKLOAD_WAIT_TIMEOUT", "7s", func(n *node) any { return n.proxyConfig().WorkloadWait }, 7 * time.Second},
+		{"HANDOVER_SOCK", "/x/next.sock", func(n *node) any { return n.cfg.HandoverSocket }, "/x/next.sock"},
 		{"INPOD_UDS", "/x/zds.sock", func(n *node) any { return n.enrollmentConfig().Socket }, "/x/zds.sock"},
 	})
 }

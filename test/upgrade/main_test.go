@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package upgrade replaces the proxies of both nodes of a lab, again and again,
+// under connections that stay open: not one may break, lose a byte or be told
+// of. A short form is part of make test; make test-upgrade has the long one.
+package upgrade
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ztunnel-go/ztunnel/test/leak"
+	"github.com/ztunnel-go/ztunnel/test/netlab"
+	"github.com/ztunnel-go/ztunnel/test/netlab/serve"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
+	"github.com/ztunnel-go/ztunnel/test/rig"
+)
+
+// ztunnel is the proxy under test, built once.
+var ztunnel string
+
+func TestMain(m *testing.M) {
+	netlab.Main()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if privileged.Missing() != nil {
+		return m.Run() // every test says why it is skipped
+	}
+	dir, err := os.MkdirTemp("", "ztup-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		ztunnel, err = rig.Build(dir, os.Getenv("ZTUNNEL_RACE") != "")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// long says that this is make test-upgrade.
+func long() bool { return os.Getenv("ZTUNNEL_TESTS_UPGRADE") == "long" }
+
+const (
+	patience    = 30 * time.Second
+	portEcho    = 7007
+	serviceName = "b.default.svc.cluster.local"
+)
+
+// A world is a pod on each of two nodes, whose proxies are replaced.
+type world struct {
+	t       *testing.T
+	lab     *netlab.Lab
+	mesh    *rig.Mesh
+	a, b    *netlab.Pod
+	proxies [2]*rig.Proxy
+	nodes   [2]*netlab.Node
+	rounds  int
+	stops   []time.Duration
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	privileged.Need(t)
+	leak.Check(t)
+	w := &world{t: t, lab: netlab.NewTest(t)}
+	for i, name := range []string{"node1", "node2"} {
+		n, err := w.lab.Node(name)
+		must(t, err)
+		w.nodes[i] = n
+	}
+	var err error
+	w.a, err = w.nodes[0].Pod("a")
+	must(t, err)
+	w.b, err = w.nodes[1].Pod("b")
+	must(t, err)
+	_, err = w.b.Serve(serve.Options{Echo: ":" + strconv.Itoa(portEcho)})
+	must(t, err)
+	w.mesh, err = rig.New(w.lab, ztunnel)
+	must(t, err)
+	t.Cleanup(w.close)
+	wa, wb := rig.WorkloadOf(w.a, "default"), rig.WorkloadOf(w.b, "default")
+	service := (&rig.Service{Name: "b", Namespace: "default", Hostname: serviceName, VIPs: []string{"/10.96.0.1"},
+		Ports: map[uint16]uint16{7: portEcho}}).Join(wb)
+	must(t, w.mesh.SetState(rig.State{Workloads: []*rig.Workload{wa, wb}, Services: []*rig.Service{service}}))
+	for i, pod := range []*netlab.Pod{w.a, w.b} {
+		w.proxies[i] = w.start(i, nil)
+		must(t, w.proxies[i].Enrol(pod, "default"))
+		must(t, w.proxies[i].AwaitReady(w.patience()))
+	}
+	return w
+}
+
+func (w *world) close() {
+	if err := w.mesh.Close(); err != nil {
+		w.t.Errorf("close mesh: %v", err)
+	}
+	if !w.t.Failed() {
+		return
+	}
+	for _, p := range w.proxies {
+		if p != nil {
+			w.t.Logf("%s printed:\n%s", p.Node().Name(), strings.Join(tail(p), "\n"))
+		}
+	}
+}
+
+func tail(p *rig.Proxy) []string {
+	lines := slices.DeleteFunc(p.Output.Lines(0), func(line string) bool { return strings.Contains(line, "running with config") })
+	return lines[max(0, len(lines)-60):]
+}
+
+func (w *world) patience() context.Context {
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	w.t.Cleanup(cancel)
+	return ctx
+}
+
+// start starts a proxy of a node, in a network namespace of its own.
+func (w *world) start(node int, beside *rig.Proxy) *rig.Proxy {
+	w.t.Helper()
+	w.rounds++
+	own, err := w.lab.Bare(fmt.Sprintf("proxy-%d", w.rounds))
+	must(w.t, err)
+	p, err := w.mesh.Start(w.nodes[node], rig.Options{In: own, Beside: beside, Env: map[string]string{
+		"CONNECTION_TERMINATION_DEADLINE": "20s", "ZTUNNEL_WORKER_THREADS": "2",
+	}})
+	must(w.t, err)
+	return p
+}
+
+var longestStop = regexp.MustCompile(`connections="?(\d+)"? longest_stop="?([0-9.µmns]+)`)
+
+// replace puts another process in the place of a node's, as a DaemonSet with
+// maxSurge does: when the new one is ready the old one is told to end. It ends
+// at once if it has nothing left.
+func (w *world) replace(node int) (connections int) {
+	t := w.t
+	t.Helper()
+	old := w.proxies[node]
+	taken := old.Agent.Snapshots()
+	next := w.start(node, old)
+	must(t, old.Agent.AwaitSnapshots(w.patience(), taken+1))
+	must(t, next.AwaitReady(w.patience()))
+	w.proxies[node] = next
+	told := time.Now()
+	must(t, old.Signal(unix.SIGTERM))
+	if code, err := old.Wait(w.patience()); code != 0 || err != nil {
+		t.Errorf("the old process ended with %d, %v", code, err)
+	}
+	if took := time.Since(told); took > 15*time.Second {
+		t.Errorf("the old process took %v to end: it had connections left\n%s", took, strings.Join(tail(old), "\n"))
+	}
+	for _, line := range old.Output.Lines(0) {
+		if found := longestStop.FindStringSubmatch(line); found != nil {
+			stop, err := time.ParseDuration(found[2])
+			must(t, err)
+			connections, err = strconv.Atoi(found[1])
+			must(t, err)
+			w.stops = append(w.stops, stop)
+		}
+		for _, bad := range []string{"panic:", "DATA RACE", "\terror\thandover", "lost in a handover", "forcefully"} {
+			if strings.Contains(line, bad) {
+				t.Errorf("the old process said %s", line)
+			}
+		}
+	}
+	if t.Failed() {
+		t.Logf("the old process printed:\n%s", strings.Join(tail(old), "\n"))
+	}
+	w.mesh.Retire(old)
+	return connections
+}
+
+// dial connects a's application with b's.
+func (w *world) dial() (net.Conn, error) {
+	d := net.Dialer{Timeout: patience}
+	return w.a.DialWith(w.t.Context(), &d, "tcp", netip.AddrPortFrom(w.b.IPv4, portEcho).String())
+}
