@@ -38,7 +38,7 @@ import (
 const (
 	// records is how many full records one batch takes: what is read from an
 	// application at once, and leaves in one write.
-	records = 8
+	records = 16
 	// stride is the length of a full record.
 	stride = record.MaxContent + record.Overhead
 	// batchSize leaves room for a KeyUpdate or an alert behind the records.
@@ -77,7 +77,7 @@ func New(group *reactor.Group) *Engine {
 	for _, l := range group.Loops() {
 		e.lanes = append(e.lanes, &lane{
 			loop:    l,
-			batches: reactor.Slab{Size: batchSize, Keep: 16},
+			batches: reactor.Slab{Size: batchSize, Keep: 8},
 			parts:   reactor.Slab{Size: record.MaxLength, Keep: 64},
 			chunks:  reactor.Slab{Size: chunkSize, Keep: 256},
 		})

@@ -36,8 +36,8 @@ func (t *Tunnel) receive() {
 // read reads into the rest of the record that has come in part and, behind
 // it, into the loop's buffer, of which it returns how much was filled.
 func (t *Tunnel) read() (int, error) {
-	buf := t.lane.loop.Buf
-	have := len(t.part)
+	loop, have := t.lane.loop, len(t.part)
+	buf := loop.Buf[:min(len(loop.Buf), have+loop.Share())]
 	want, err := record.Length(t.part)
 	if err != nil {
 		return 0, err

@@ -142,6 +142,7 @@ func (o *outbox) read(t *Tunnel, fd int, id uint32, limit int) fill {
 		return fill{err: errStuck}
 	}
 	lane, base, first := t.lane, o.n, o.fill
+	limit = min(limit, lane.loop.Share())
 	lane.vecs = lane.vecs[:0]
 	for at, used, left := base, first, limit; left > 0 && at+stride <= records*stride; at, used = at+stride, 0 {
 		k := min(left, record.MaxContent-used-frameHeader)

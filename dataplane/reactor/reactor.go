@@ -13,8 +13,8 @@
 //
 // A turn is: events of one batch, functions that had been queued by then,
 // timers that are due, and what was left for the end. Polling is
-// level-triggered, so a handler does a bounded piece of work and comes back
-// for the rest in the next turn, after everybody else.
+// level-triggered, so a handler does a bounded piece of work ([Loop.Share]) and
+// comes back for the rest in the next turn, after everybody else.
 //
 // Descriptors are non-blocking and belong to whoever made them; the package
 // closes none but its own. A loop that has nothing to do waits as any goroutine
@@ -136,6 +136,13 @@ type slot struct {
 
 // bufSize is what one read from a busy tunnel takes at most.
 const bufSize = 256 << 10
+
+// turnSize is about how many bytes all handlers of one turn move, and leastShare
+// what each may in any case: enough for a record of TLS.
+const (
+	turnSize   = 4 << 20
+	leastShare = 32 << 10
+)
 
 // sharing is after how many turns without a wait a loop lets others run.
 const sharing = 32
@@ -299,6 +306,11 @@ func (l *Loop) wait(try func(uintptr) bool) {
 		l.ready, l.deadline = 0, unknown
 	}
 }
+
+// Share is how many bytes a handler should move at most in this turn, at least
+// leastShare. The more descriptors are busy the less it is, so that none waits
+// long for the others.
+func (l *Loop) Share() int { return max(turnSize/max(l.ready, 1), leastShare) }
 
 func (l *Loop) dispatch(e *unix.EpollEvent) {
 	s := &l.slots[e.Fd]

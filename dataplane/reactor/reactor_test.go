@@ -341,6 +341,41 @@ func TestABusySourceDoesNotStarveAQuietOne(t *testing.T) {
 	})
 }
 
+func TestABusyTurnIsShared(t *testing.T) {
+	g := start(t, 1)
+	l := g.Pick()
+	const busy = 100
+	shares := make(chan int, busy)
+	on(t, l, func() {
+		for range busy {
+			a, b := pair(t)
+			src := &Source{}
+			err := src.Watch(l, a, Readable, handler(func(Events) {
+				shares <- l.Share()
+				src.Stop()
+				unix.Close(a)
+				unix.Close(b)
+			}))
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := unix.Write(b, []byte{1}); err != nil {
+				t.Error(err)
+			}
+		}
+		if l.ready = 1; l.Share() != turnSize {
+			t.Errorf("a source on its own may move %d bytes, want %d", l.Share(), turnSize)
+		}
+	})
+	total := 0
+	for range busy {
+		total += <-shares
+	}
+	if limit := busy*leastShare + turnSize; total > limit {
+		t.Errorf("%d busy sources may move %d bytes in one turn, want at most %d", busy, total, limit)
+	}
+}
+
 func TestASlabKeepsWhatItGave(t *testing.T) {
 	s := Slab{Size: 10, Keep: 1}
 	a, b := s.Get(), s.Get()
