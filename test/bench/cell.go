@@ -13,13 +13,14 @@ import (
 
 // A cell is one load, through the proxy and beside it.
 type cell struct {
-	name  string
-	unit  string
-	per   float64 // operations (or bytes) of one unit
-	job   job
-	to    *netlab.Pod // from client
-	plain *netlab.Pod // from plain; nil: there is nothing to compare with
-	at    netip.Addr  // instead of the pod's address, from client
+	name    string
+	unit    string
+	per     float64 // operations (or bytes) of one unit
+	job     job
+	to      *netlab.Pod // from client
+	plain   *netlab.Pod // from plain; nil: there is nothing to compare with
+	at      netip.Addr  // instead of the pod's address, from client
+	scraped bool        // see takeScraped
 }
 
 // cells are everything, in order. Idle connections come first, in processes
@@ -50,6 +51,12 @@ func (b *bench) cells() []cell {
 		all = append(all, cell{
 			name: fmt.Sprintf("DNS query, %d", n), unit: "k/s", per: 1000, to: b.far, plain: b.beyond, at: resolver(),
 			job: job{Kind: names, To: portOf(portDNS), Threads: n, Name: farName},
+		})
+	}
+	for _, n := range []int{1, 32} {
+		all = append(all, cell{
+			name: fmt.Sprintf("scraped each second, beside unscraped, round trip of 64 B, %d", n), unit: "k/s", per: 1000, to: b.far, scraped: true,
+			job: job{Kind: trips, To: portOf(portSmall), Threads: n, Size: smallSize},
 		})
 	}
 	return append(all, cell{
@@ -117,6 +124,9 @@ func (b *bench) take(ctx context.Context, c cell) ([]sample, error) {
 	if c.job.Kind == idle {
 		s, err := b.takeIdle(ctx, c)
 		return []sample{s}, err
+	}
+	if c.scraped {
+		return b.takeScraped(ctx, c)
 	}
 	plain, err := b.takeRate(ctx, c, b.plain, c.plain.IPv4)
 	if err != nil {

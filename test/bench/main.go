@@ -200,7 +200,7 @@ func (o options) measure(ctx context.Context, s subject, into *rows) (err error)
 		return err
 	}
 	for _, c := range b.cells() {
-		if !o.only.MatchString(c.name) {
+		if !o.only.MatchString(c.name) || c.scraped && s.foreign() { // which reads its state once
 			continue
 		}
 		samples, err := b.take(ctx, c)
