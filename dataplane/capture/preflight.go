@@ -147,6 +147,7 @@ func (p *preflight) privileges() {
 	}{
 		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "enter the pods' network namespaces and load programs"},
 		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "make rules and routes in pods, mark sockets and attach programs"},
+		{unix.CAP_NET_RAW, "CAP_NET_RAW", "answer pods' DNS where an application of theirs has port 53, or the proxy may not bind it"},
 	}
 	lacking := false
 	for _, n := range needs {
@@ -156,7 +157,7 @@ func (p *preflight) privileges() {
 		}
 	}
 	if !lacking {
-		p.say("capabilities", Fine, "the process has CAP_SYS_ADMIN and CAP_NET_ADMIN")
+		p.say("capabilities", Fine, "the process has CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW")
 	}
 }
 
@@ -230,7 +231,7 @@ func (p *preflight) settings() {
 		err = r.setSysctls("1")
 	}
 	if err != nil {
-		p.say("sysctl", Problem, "the proxy cannot %v: in a container /proc/sys is read-only unless it is privileged, so mount the node's /proc/sys writable or make it privileged", err)
+		p.say("sysctl", Problem, "the proxy cannot %v: a container that is not privileged sees /proc/sys read-only and needs fsopen(2) of its seccomp profile, so allow that, mount /proc/sys writable, or make it privileged", err)
 		return
 	}
 	p.say("sysctl", Fine, "what pods need under /proc/sys/net can be set")

@@ -49,6 +49,7 @@ func ofTheNode() []problem {
 	return []problem{
 		{"a capability is dropped", worse("drop:" + itoa(unix.CAP_NET_ADMIN)), "capabilities", "problem", []string{"CAP_NET_ADMIN"}},
 		{"the other capability is dropped", worse("drop:" + itoa(unix.CAP_SYS_ADMIN)), "capabilities", "problem", []string{"CAP_SYS_ADMIN"}},
+		{"raw sockets are not allowed", worse("drop:" + itoa(unix.CAP_NET_RAW)), "capabilities", "problem", []string{"CAP_NET_RAW"}},
 		{"a user namespace", func(*testing.T) machine {
 			return machine{attr: &syscall.SysProcAttr{
 				Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
@@ -79,7 +80,7 @@ func ofTheNode() []problem {
 			must(t, os.Chown(dir, 65534, 65534))
 			return machine{env: []string{"BPF_PIN_DIR=" + dir}}
 		}, "bpffs", "problem", []string{"belongs to user 65534"}},
-		{"/proc/sys is read-only", worse("readonly:/proc/sys"), "sysctl", "problem", []string{"tcp_fwmark_accept", "read-only"}},
+		{"/proc/sys is read-only", worse("readonly:/proc/sys", "forbid:"+itoa(unix.SYS_FSOPEN)), "sysctl", "problem", []string{"tcp_fwmark_accept", "fsopen(2)"}},
 		{"few descriptors", worse("files:1024"), "descriptors", "warning", []string{"may have 1024"}},
 		{"no resolv.conf", given("RESOLV_CONF=/nonexistent"), "resolver", "problem", []string{"/nonexistent"}},
 		{"a variable is wrong", given("IPV6_ENABLED=no"), "environment", "problem", []string{"IPV6_ENABLED=no"}},

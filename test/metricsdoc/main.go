@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Metricsdoc writes the tables of docs/metrics.md from what the proxy
-// registers, and that of docs/operations.md from the reasons there are. `go
+// registers, that of docs/operations.md from the reasons there are, and those
+// of docs/config.md from the variables that are read. `go
 // generate ./test/metricsdoc` runs it; a test says when that is due.
 package main
 
@@ -23,6 +24,7 @@ func pages() map[string]string {
 	return map[string]string{
 		"../../docs/metrics.md":    tables(app.MetricFamilies()),
 		"../../docs/operations.md": reasons(),
+		"../../docs/config.md":     variables(app.Variables()),
 	}
 }
 
@@ -90,6 +92,26 @@ func reasons() string {
 	b.WriteString("\n| reason | flag | what it means | what to look at |\n|---|---|---|---|\n")
 	for _, r := range reason.All() {
 		fmt.Fprintf(&b, "| `%v` | `%s` | %s | %s |\n", r, r.Flag(), r.Means(), r.Look())
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+// variables are those of the environment.
+func variables(subjects []app.Subject) string {
+	var b strings.Builder
+	for _, s := range subjects {
+		fmt.Fprintf(&b, "\n## %s\n\n| variable | kind | default | meaning |\n|---|---|---|---|\n", s.Title)
+		for _, v := range s.Variables {
+			name, def := code([]string{v.Name}), ""
+			if v.Ours {
+				name += " (ours)"
+			}
+			if v.Default != "" {
+				def = code([]string{v.Default})
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, v.Kind, def, strings.ReplaceAll(v.About, "|", `\|`))
+		}
 	}
 	b.WriteString("\n")
 	return b.String()
