@@ -215,7 +215,7 @@ type tunnelled struct {
 
 func (t tunnelled) waiting() context.Context { return t.conn.Context() }
 
-func (t tunnelled) end() {}
+func (t tunnelled) ending() func() { return nil }
 
 func (t tunnelled) refuse(err error) {
 	status := http.StatusServiceUnavailable
@@ -301,7 +301,7 @@ type plain struct {
 	closed func() // takes back what was counted when it was accepted
 }
 
-func (c plain) end() { c.closed() }
+func (c plain) ending() func() { return c.closed }
 
 // waiting never ends: nothing is read from the client yet, so nobody knows.
 func (c plain) waiting() context.Context { return context.Background() }
@@ -345,7 +345,7 @@ type caller interface {
 	waiting() context.Context // ends when the caller has gone before it was told
 	refuse(error)
 	accept(context.Context) (relay.Conn, error) // the context is that of the connection
-	end()                                       // when nothing is left of it
+	ending() func()                             // is called when nothing is left of it; nil: it need not be. It stays in memory until then
 }
 
 // arrive is what both kinds of inbound connections have in common: admit,
@@ -371,7 +371,6 @@ type advent struct {
 	cancel   context.CancelCauseFunc
 	answered func() bool // the caller is told, so that its going is no news
 	rep      *report.Conn
-	in       *live.Inbound
 	entry    *live.Entry // once it is admitted
 }
 
@@ -384,20 +383,28 @@ func (p *Proxy) announce(a arrival, from caller) *advent {
 }
 
 // end is when nothing is left of it.
-func (ad *advent) end() {
-	if ad.entry != nil {
-		ad.entry.Done()
+func (ad *advent) end() { ad.ending()() }
+
+// ending is end without the rest of ad, which need not stay in memory for as
+// long as the connection is carried.
+func (ad *advent) ending() func() {
+	entry, cancel, over := ad.entry, ad.cancel, ad.from.ending()
+	return func() {
+		if entry != nil {
+			entry.Done()
+		}
+		cancel(nil)
+		if over != nil {
+			over()
+		}
 	}
-	ad.cancel(nil)
-	ad.from.end()
 }
 
 // admit asks policy, and refuses for it.
 func (p *Proxy) admit(ad *advent, local *mesh.Workload) bool {
-	ad.in = &live.Inbound{
+	entry, err := p.live.Admit(live.Inbound{
 		Src: ad.src, Source: ad.report.SourceIdentity, Dst: ad.dst, Destination: local, Service: ad.host,
-	}
-	entry, err := p.live.Admit(*ad.in, ad.cancel)
+	}, ad.cancel)
 	if err != nil {
 		ad.answered()
 		ad.from.refuse(err)
@@ -411,7 +418,7 @@ func (p *Proxy) admit(ad *advent, local *mesh.Workload) bool {
 
 // holds is what is held for one that has both its ends.
 func (p *Proxy) holds(ad *advent) *holding {
-	return &holding{proxy: p, rep: ad.rep, in: ad.in, end: ad.end}
+	return &holding{proxy: p, rep: ad.rep, in: ad.entry.Inbound(), end: ad.ending()}
 }
 
 // complete takes an admitted connection to its application.

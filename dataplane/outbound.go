@@ -13,6 +13,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/dataplane/capture"
 	"github.com/ztunnel-go/ztunnel/dataplane/hbone"
+	"github.com/ztunnel-go/ztunnel/dataplane/live"
 	"github.com/ztunnel-go/ztunnel/dataplane/relay"
 	"github.com/ztunnel-go/ztunnel/dataplane/report"
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -106,7 +107,8 @@ type forwarding struct {
 
 	out    route.Outcome // these three change when it is retried
 	report report.Params
-	done   func() // ends what is known of the attempt
+	entry  *live.Entry // of the attempt
+	done   func()      // ends what is known of the attempt
 }
 
 // forward connects to the next hop, copies until both directions ended, and
@@ -143,14 +145,21 @@ func (p *Proxy) proceed(ctx context.Context, f *forwarding, rep *report.Conn, up
 
 // held is what is held for one that has both its ends.
 func (p *Proxy) held(f *forwarding, rep *report.Conn) *holding {
-	return &holding{proxy: p, rep: rep, end: f.end, out: f.tracked(), endpoints: f.out.Endpoints}
+	return &holding{proxy: p, rep: rep, end: f.ending(), out: f.entry.Outbound(), endpoints: f.out.Endpoints}
 }
 
 // end is when nothing is left of a connection.
-func (f *forwarding) end() {
-	f.done()
-	f.cancel(nil)
-	f.closed()
+func (f *forwarding) end() { f.ending()() }
+
+// ending is end without the rest of f, which need not stay in memory for as
+// long as the connection is carried.
+func (f *forwarding) ending() func() {
+	done, cancel, closed := f.done, f.cancel, f.closed
+	return func() {
+		done()
+		cancel(nil)
+		closed()
+	}
 }
 
 func (p *Proxy) connect(ctx context.Context, f *forwarding) (relay.Conn, error) {

@@ -60,18 +60,14 @@ func (p *Proxy) learn(ctx context.Context, out route.Outcome, err error) {
 // attempt enters f in the admin dump, and as a load of whom it goes to, until
 // f.done is called.
 func (p *Proxy) attempt(f *forwarding) {
-	entry := p.live.Track(*f.tracked(), f.cancel)
+	entry := p.live.Track(live.Outbound{
+		Src: f.conn.Peer, OriginalDst: f.conn.Dst, ActualDst: f.out.Dial, Protocol: live.Protocol(f.out.Kind.String()),
+	}, f.cancel)
 	closed := p.balance.Opened(f.out.Endpoints)
+	f.entry = entry
 	f.done = func() {
 		closed()
 		entry.Done()
-	}
-}
-
-// tracked is what the admin dump shows of f.
-func (f *forwarding) tracked() *live.Outbound {
-	return &live.Outbound{
-		Src: f.conn.Peer, OriginalDst: f.conn.Dst, ActualDst: f.out.Dial, Protocol: live.Protocol(f.out.Kind.String()),
 	}
 }
 

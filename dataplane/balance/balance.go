@@ -16,6 +16,7 @@ import (
 	mathrand "math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ztunnel-go/ztunnel/dataplane/route"
@@ -155,7 +156,12 @@ func (t *Table) withoutAvoided(candidates []route.Candidate) []route.Candidate {
 // after the first do nothing.
 func (t *Table) Opened(uids []string) (closed func()) {
 	t.count(uids, 1)
-	return sync.OnceFunc(func() { t.count(uids, -1) })
+	var over atomic.Bool
+	return func() {
+		if !over.Swap(true) {
+			t.count(uids, -1)
+		}
+	}
 }
 
 func (t *Table) count(uids []string, delta int) {

@@ -138,6 +138,11 @@ func (t *Table) Track(out Outbound, cancel context.CancelCauseFunc) *Entry {
 	return e
 }
 
+// Inbound is what Admit was told, and Outbound what Track was, neither to be
+// changed; one of them is nil.
+func (e *Entry) Inbound() *Inbound   { return e.in }
+func (e *Entry) Outbound() *Outbound { return e.out }
+
 func (t *Table) enter(e *Entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
