@@ -138,9 +138,10 @@ func (t *Table) Track(out Outbound, cancel context.CancelCauseFunc) *Entry {
 	return e
 }
 
-// Inbound is what Admit was told, and Outbound what Track was, neither to be
-// changed; one of them is nil.
-func (e *Entry) Inbound() *Inbound   { return e.in }
+// Inbound is what [Table.Admit] was told, nil if it was not. It is not changed.
+func (e *Entry) Inbound() *Inbound { return e.in }
+
+// Outbound is what [Table.Track] was told, nil if it was not. It is not changed.
 func (e *Entry) Outbound() *Outbound { return e.out }
 
 func (t *Table) enter(e *Entry) {

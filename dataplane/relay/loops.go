@@ -5,6 +5,7 @@ package relay
 import (
 	"context"
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ type lane struct {
 	loop   *reactor.Loop
 	pieces reactor.Slab // bytes that somebody did not take
 	pipes  []pipe       // empty
+	tidy   reactor.Timer
 }
 
 // pieceSize is what one read takes at most. More of it would not stay in the
@@ -90,8 +92,21 @@ func closeHard(fd int) {
 // yet given to the other.
 type pipe struct{ r, w int }
 
-// keepPipes is how many empty ones a loop keeps.
-const keepPipes = 16
+// keepPipes is how many empty ones a loop keeps, and keepPipesFor for how long:
+// each is two descriptors.
+const (
+	keepPipes    = 16
+	keepPipesFor = time.Second
+)
+
+// Expired is when pipes have been kept long enough. Those that are used all the
+// time are soon made again.
+func (l *lane) Expired(*reactor.Timer) {
+	for _, p := range l.pipes {
+		p.close()
+	}
+	l.pipes = l.pipes[:0]
+}
 
 // pipe lends an empty pipe; false: there is none to be had.
 func (l *lane) pipe() (pipe, bool) {
@@ -112,6 +127,9 @@ func (l *lane) pipe() (pipe, bool) {
 func (l *lane) back(p pipe) {
 	if len(l.pipes) < keepPipes {
 		l.pipes = append(l.pipes, p)
+		if l.tidy.At == 0 {
+			l.loop.Set(&l.tidy, l.loop.Now().Add(keepPipesFor), l)
+		}
 		return
 	}
 	p.close()

@@ -104,7 +104,7 @@ func run(ctx context.Context, params nodeParams) error {
 		last, work = n.buildDedicated, n.serveDedicated
 	}
 	for _, build := range []func(context.Context) error{
-		n.buildMetrics, n.buildEngine, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, last,
+		n.startTidying, n.buildMetrics, n.buildEngine, n.bindServers, n.buildCerts, n.buildRevocation, n.buildState, n.buildResolver, last,
 	} {
 		if err := build(ctx); err != nil {
 			if ctx.Err() != nil {
