@@ -29,11 +29,10 @@ import (
 	"github.com/ztunnel-go/ztunnel/internal/sock"
 )
 
-func parse(t testing.TB, s string) identity.ID {
-	t.Helper()
+func parse(s string) identity.ID {
 	id, err := identity.Parse(s)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return id
 }
@@ -47,9 +46,9 @@ func secret(b byte) (s [record.MaxSecret]byte) {
 
 // sample is a lot with something in every field: a tunnel that a peer made, and
 // one of ours.
-func sample(t testing.TB) []*Tunnel {
+func sample() []*Tunnel {
 	addr := netip.MustParseAddrPort
-	client, server := parse(t, "spiffe://cluster.local/ns/a/sa/client"), parse(t, "spiffe://cluster.local/ns/b/sa/server")
+	client, server := parse("spiffe://cluster.local/ns/a/sa/client"), parse("spiffe://cluster.local/ns/b/sa/server")
 	workload := &mesh.Workload{
 		UID: "k//Pod/b/server-0", Name: "server-0", Namespace: "b", TrustDomain: "cluster.local", ServiceAccount: "server",
 		WorkloadName: "server", CanonicalName: "srv", CanonicalRevision: "v1", ClusterID: "k",
@@ -149,13 +148,13 @@ func decodeAll(t testing.TB, b []byte) []*Tunnel {
 }
 
 func TestALotComesOutAsItWentIn(t *testing.T) {
-	lot := sample(t)
+	lot := sample()
 	b, err := Encode(lot, Format)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := decodeAll(t, b)
-	want := sample(t)
+	want := sample()
 	settle(t, want, got)
 	if !reflect.DeepEqual(got, want) {
 		for n := range want {
@@ -181,7 +180,7 @@ func TestImagesOfEveryReleaseAreRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := decodeAll(t, b)
-		want := sample(t)
+		want := sample()
 		for n := range want { // the clock of the machine that wrote it means nothing here
 			for id, c := range want[n].Connections {
 				got[n].Connections[id].Report.Opened = c.Report.Opened
@@ -196,7 +195,7 @@ func TestImagesOfEveryReleaseAreRead(t *testing.T) {
 // What this release writes is its golden image, so that a change of the format is
 // seen: then the format gets a new number and a new file. GOLDEN=write makes one.
 func TestThisReleaseWritesItsImage(t *testing.T) {
-	b, err := Encode(sample(t), Format)
+	b, err := Encode(sample(), Format)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +237,7 @@ func timeless(t *testing.T, b []byte) []byte {
 }
 
 func TestEveryProperPrefixOfAnImageIsRefused(t *testing.T) {
-	b, err := Encode(sample(t), Format)
+	b, err := Encode(sample(), Format)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +247,7 @@ func TestEveryProperPrefixOfAnImageIsRefused(t *testing.T) {
 			continue
 		}
 		// Between two tunnels it ends well: the count, which is sent beside it, tells.
-		if len(list) >= len(sample(t)) {
+		if len(list) >= len(sample()) {
 			t.Errorf("%d of %d bytes are a lot", n, len(b))
 		}
 	}
@@ -277,7 +276,7 @@ func TestATunnelThatCannotBeIsRefusedAlone(t *testing.T) {
 		"a header table":            {func(m *pb.Tunnel) { m.Engine.HpackSize = 5000 }, "header table"},
 		"an open stream alone":      {func(m *pb.Tunnel) { m.Engine.Streams[0].Closed = false }, "joined with nothing"},
 	} {
-		b, err := Encode(sample(t), Format)
+		b, err := Encode(sample(), Format)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +314,7 @@ func TestAnotherFormatIsRefused(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	b, err := Encode(sample(f), Format)
+	b, err := Encode(sample(), Format)
 	if err != nil {
 		f.Fatal(err)
 	}
