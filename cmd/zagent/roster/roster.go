@@ -76,12 +76,12 @@ type Roster struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	pods    map[string]*entry         // guarded by mu; by uid
-	gone    map[string]bool           // guarded by mu; dropped, and no proxy knows yet
-	conns   []*conn                   // guarded by mu; proxies get the list in turn, only the last is told of pods that come
-	version uint64                    // guarded by mu; of the youngest entry
-	more    chan struct{}             // guarded by mu; closed when anything changes
-	counts  map[Count]uint64          // guarded by mu
+	pods    map[string]*entry // guarded by mu; by uid
+	gone    map[string]bool   // guarded by mu; dropped, and no proxy knows yet
+	conns   []*conn           // guarded by mu; proxies get the list in turn, only the last is told of pods that come
+	version uint64            // guarded by mu; of the youngest entry
+	more    chan struct{}     // guarded by mu; closed when anything changes
+	counts  map[Count]uint64  // guarded by mu
 }
 
 // A Count names requests to proxies that ended alike.
