@@ -27,13 +27,17 @@ test: export CGO_ENABLED = 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build dist dist-check image test test-upgrade test-deploy h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
+.PHONY: help build zagent dist dist-check image test test-upgrade test-deploy h2spec test-istiod conform nightly soak demo demo-shell bench bench-state fuzz generate check fmt vet lint arch fresh tidy clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/ztunnel, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ztunnel ./cmd/ztunnel
+
+# Apart from build, since it brings Kubernetes' client along: the first time takes minutes.
+zagent: ## bin/zagent, the node agent for nodes without istio-cni, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/zagent ./cmd/zagent
 
 # What a release consists of: each command for each architecture, with Go's
 # own cryptography and with the module that has a FIPS 140-3 certificate, a bill of

@@ -28,6 +28,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/cmd/zagent/kube"
 	"github.com/ztunnel-go/ztunnel/cmd/zagent/podns"
+	"github.com/ztunnel-go/ztunnel/internal/netns"
 	"github.com/ztunnel-go/ztunnel/test/leak"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
 	"github.com/ztunnel-go/ztunnel/test/netlab/serve"
@@ -192,9 +193,7 @@ func (w *world) zdsSocket() string { return filepath.Join(w.lab.Dir(), "node.soc
 // agent starts the agent and waits until it follows the API.
 func (w *world) agent() {
 	w.t.Helper()
-	finder, err := podns.NewFinder("/proc")
-	w.must(err)
-	finder.Hosts = append(finder.Hosts, w.node.NS().ID())
+	finder := &podns.Finder{Proc: "/proc", Hosts: []netns.ID{w.node.NS().ID()}} // process 1 may be out of sight here
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -272,7 +271,9 @@ func (w *world) page(texts ...string) {
 	})
 }
 
-func up(name string) string { return fmt.Sprintf(`"name":%q,"namespace":"shop","serviceAccount":%q,"state":"Up"`, name, name) }
+func up(name string) string {
+	return fmt.Sprintf(`"name":%q,"namespace":"shop","serviceAccount":%q,"state":"Up"`, name, name)
+}
 
 // captured waits until pods are, in the proxy and in the API.
 func (w *world) captured(names ...string) {

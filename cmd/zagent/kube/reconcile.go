@@ -260,4 +260,3 @@ func (c *Controller) ask(ctx context.Context, req cni.Request) (*corev1.Pod, Ver
 func isOf(pod *corev1.Pod, uid string) bool {
 	return uid == "" || slices.Contains([]string{string(pod.UID), pod.Annotations[mirrorAnnotation]}, uid)
 }
-
