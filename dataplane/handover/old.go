@@ -39,7 +39,7 @@ type Limit struct {
 	Time        time.Duration // of stopping
 }
 
-func lotLimit() Limit { return Limit{Tunnels: 64, Descriptors: 512, Time: 2 * time.Millisecond} }
+func lotLimit() Limit { return Limit{Tunnels: 64, Descriptors: 128, Time: 2 * time.Millisecond} }
 
 const (
 	helloTime   = 2 * time.Second        // for each side's first message

@@ -232,8 +232,15 @@ func TestWhateverTheNextProcessDoesATunnelHasOneOwner(t *testing.T) {
 				return pod.resumed+pod.gone == len(peers)
 			})
 			if fault == "stops with a lot" { // what it does when it goes on is nothing
-				_ = cmd.Process.Signal(unix.SIGCONT)
-				<-ended
+				awaitThat(t, "it has ended", func() bool {
+					_ = cmd.Process.Signal(unix.SIGCONT) // it may have been too slow to stop yet
+					select {
+					case <-ended:
+						return true
+					default:
+						return false
+					}
+				})
 			}
 			for _, p := range peers {
 				if heard := hears(t, p); heard != owner {

@@ -57,6 +57,7 @@ func long() bool { return os.Getenv("ZTUNNEL_TESTS_UPGRADE") == "long" }
 const (
 	patience    = 30 * time.Second
 	portEcho    = 7007
+	portSink    = 9009
 	serviceName = "b.default.svc.cluster.local"
 )
 
@@ -94,7 +95,7 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	w.b, err = w.nodes[1].Pod("b")
 	must(t, err)
-	_, err = w.b.Serve(serve.Options{Echo: ":" + strconv.Itoa(portEcho)})
+	_, err = w.b.Serve(serve.Options{Echo: ":" + strconv.Itoa(portEcho), Sink: ":" + strconv.Itoa(portSink)})
 	must(t, err)
 	w.mesh, err = rig.New(w.lab, ztunnel)
 	must(t, err)
@@ -126,7 +127,9 @@ func (w *world) close() {
 }
 
 func tail(p *rig.Proxy) []string {
-	lines := slices.DeleteFunc(p.Output.Lines(0), func(line string) bool { return strings.Contains(line, "running with config") })
+	lines := slices.DeleteFunc(p.Output.Lines(0), func(line string) bool {
+		return strings.Contains(line, "running with config") || strings.Contains(line, "\taccess\t")
+	})
 	return lines[max(0, len(lines)-60):]
 }
 
@@ -193,7 +196,9 @@ func (w *world) replace(node int) (connections int) {
 }
 
 // dial connects a's application with b's.
-func (w *world) dial() (net.Conn, error) {
+func (w *world) dial() (net.Conn, error) { return w.dialTo(portEcho) }
+
+func (w *world) dialTo(port uint16) (net.Conn, error) {
 	d := net.Dialer{Timeout: patience}
-	return w.a.DialWith(w.t.Context(), &d, "tcp", netip.AddrPortFrom(w.b.IPv4, portEcho).String())
+	return w.a.DialWith(w.t.Context(), &d, "tcp", netip.AddrPortFrom(w.b.IPv4, port).String())
 }
