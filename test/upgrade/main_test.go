@@ -71,6 +71,8 @@ type world struct {
 	nodes   [2]*netlab.Node
 	rounds  int
 	stops   []time.Duration
+	// complaints are what processes said of connections that failed.
+	complaints []string
 }
 
 func must(t *testing.T, err error) {
@@ -95,6 +97,10 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	w.b, err = w.nodes[1].Pod("b")
 	must(t, err)
+	for _, pod := range []*netlab.Pod{w.a, w.b} { // 500 connections a second use up all ports in a minute of TIME_WAIT
+		must(t, pod.Sysctl("net/ipv4/tcp_max_tw_buckets", "1000"))
+		must(t, pod.Sysctl("net/ipv4/ip_local_port_range", "1024 65000"))
+	}
 	_, err = w.b.Serve(serve.Options{Echo: ":" + strconv.Itoa(portEcho), Sink: ":" + strconv.Itoa(portSink)})
 	must(t, err)
 	w.mesh, err = rig.New(w.lab, ztunnel)
@@ -119,11 +125,23 @@ func (w *world) close() {
 	if !w.t.Failed() {
 		return
 	}
+	w.t.Logf("of connections:\n%s", strings.Join(w.complaints[:min(len(w.complaints), 20)], "\n"))
 	for _, p := range w.proxies {
 		if p != nil {
+			found := complaints(p)
+			w.t.Logf("%s of connections:\n%s", p.Node().Name(), strings.Join(found[:min(len(found), 20)], "\n"))
 			w.t.Logf("%s printed:\n%s", p.Node().Name(), strings.Join(tail(p), "\n"))
 		}
 	}
+}
+
+func complaints(p *rig.Proxy) (found []string) {
+	for _, line := range p.Output.Lines(0) {
+		if strings.Contains(line, "\taccess\t") && strings.Contains(line, "error=") || strings.Contains(line, "tunnel ended") {
+			found = append(found, line)
+		}
+	}
+	return found
 }
 
 func tail(p *rig.Proxy) []string {
@@ -146,7 +164,7 @@ func (w *world) start(node int, beside *rig.Proxy) *rig.Proxy {
 	own, err := w.lab.Bare(fmt.Sprintf("proxy-%d", w.rounds))
 	must(w.t, err)
 	p, err := w.mesh.Start(w.nodes[node], rig.Options{In: own, Beside: beside, Env: map[string]string{
-		"CONNECTION_TERMINATION_DEADLINE": "20s", "ZTUNNEL_WORKER_THREADS": "2",
+		"CONNECTION_TERMINATION_DEADLINE": "20s", "RUST_LOG": "info,proxy::inbound=debug", "ZTUNNEL_WORKER_THREADS": "2",
 	}})
 	must(w.t, err)
 	return p
@@ -188,6 +206,7 @@ func (w *world) replace(node int) (connections int) {
 			}
 		}
 	}
+	w.complaints = append(w.complaints, complaints(old)...)
 	if t.Failed() {
 		t.Logf("the old process printed:\n%s", strings.Join(tail(old), "\n"))
 	}
