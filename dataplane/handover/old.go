@@ -95,11 +95,12 @@ func Listen(cfg OldConfig) (*Old, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // the path is the next one's by then
-	if err := os.Chmod(temporary, 0o600); err == nil {
+	if err = os.Chmod(temporary, 0o600); err == nil {
 		err = os.Rename(temporary, cfg.Path)
 	}
 	if err != nil {
 		l.Close()
+		_ = os.Remove(temporary) // the error is the one to tell
 		return nil, err
 	}
 	o := &Old{cfg: cfg, listener: l, talking: make(chan struct{}, 1)}

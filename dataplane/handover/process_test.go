@@ -306,6 +306,14 @@ func TestTheSocketIsForItsOwnerAlone(t *testing.T) {
 			t.Errorf("%s has mode %v", name, got)
 		}
 	}
+	taken := filepath.Join(filepath.Dir(path), "taken") // by a directory, which no rename replaces
+	if err := os.MkdirAll(filepath.Join(taken, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := Listen(OldConfig{Path: taken}); err == nil {
+		o.Close()
+		t.Error("it listens where nobody finds it")
+	}
 	open := filepath.Join(filepath.Dir(path), "open")
 	if err := os.Mkdir(open, 0o700); err != nil {
 		t.Fatal(err)
