@@ -96,7 +96,7 @@ func kustomized(t *testing.T) []string {
 
 func TestKubernetesKnowsEveryFieldOfWhatIsRendered(t *testing.T) {
 	dirs := kustomized(t)
-	for _, want := range []string{"ztunnel", "least"} {
+	for _, want := range []string{"ztunnel", "least", "agent"} {
 		if !slices.Contains(dirs, want) {
 			t.Errorf("deploy/%s is not there: %v", want, dirs)
 		}
