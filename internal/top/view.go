@@ -220,9 +220,10 @@ func (r rates) dns(now sample) table {
 			continue
 		}
 		of := strings.Join([]string{s.labels["source_canonical_service"], s.labels["request_query_type"], s.labels["request_protocol"]}, " ")
-		if s.name == "ztunnel_dns_cache_total" {
+		switch s.name {
+		case "ztunnel_dns_cache_total":
 			of = s.labels["result"]
-		} else if s.name == "ztunnel_dns_dropped_total" {
+		case "ztunnel_dns_dropped_total":
 			of = s.labels["reason"]
 		}
 		t.rows = append(t.rows, []string{what, strings.TrimSpace(of), count(s.value), r.perSecond(r.more(s), count)})
