@@ -237,12 +237,17 @@ func TestForeignHandlersArePassedThrough(t *testing.T) {
 
 // A gate is an output that is stuck until it is opened.
 type gate struct {
-	open chan struct{}
-	mu   sync.Mutex
-	buf  bytes.Buffer // guarded by mu
+	open    chan struct{}
+	reached chan struct{} // holds one when a Write waits
+	mu      sync.Mutex
+	buf     bytes.Buffer // guarded by mu
 }
 
 func (g *gate) Write(p []byte) (int, error) {
+	select {
+	case g.reached <- struct{}{}:
+	default:
+	}
 	<-g.open
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -253,15 +258,13 @@ func (g *gate) Write(p []byte) (int, error) {
 // line in its hands.
 func stuckLog(t *testing.T) (*Log, *gate) {
 	t.Helper()
-	g := &gate{open: make(chan struct{})}
+	g := &gate{open: make(chan struct{}), reached: make(chan struct{}, 1)}
 	l, err := New(Config{Output: g})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Logger().Info("first")
-	for len(l.out.queue) > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	<-g.reached // a line that is out of the queue may still be joined by the next ones
 	return l, g
 }
 

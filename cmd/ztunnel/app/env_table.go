@@ -133,6 +133,7 @@ func variablesOfDNS() []Variable {
 func variablesOfPages() []Variable {
 	return []Variable{
 		{Name: "ADMIN_SOCKET", Kind: "text", Ours: true, About: "the path of a Unix socket (0600) for the admin pages, instead of port 15000 on loopback"},
+		{Name: "HANDOVER_SOCK", Kind: "text", Default: "/var/run/ztunnel/handover.sock", Ours: true, About: "the Unix socket where open connections pass to the next process; empty: they do not"},
 		{Name: "RUST_LOG", Kind: "text", Default: "info", About: "what is logged: `level` and `target=level`, apart by commas"},
 		{Name: "LOG_FORMAT", Kind: "text", Default: "plain", About: "`json`, or plain"},
 		{Name: "ACCESS_LOG_REASON", Kind: "bool", Default: "false", Ours: true, About: "the reason behind the keys of an access line"},

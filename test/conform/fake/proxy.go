@@ -67,7 +67,7 @@ var _ conform.Proxy = (*proxy)(nil)
 // own. Any other makes a scenario one that cannot be played here.
 func known(name string) bool {
 	switch name {
-	case "NODE_NAME", "XDS_ADDRESS", "XDS_ROOT_CA", "INPOD_UDS", "FAKE_CA", "EMBEDDED_CA_DIR", "RUST_LOG", "LOG_FORMAT",
+	case "NODE_NAME", "XDS_ADDRESS", "XDS_ROOT_CA", "INPOD_UDS", "HANDOVER_SOCK", "FAKE_CA", "EMBEDDED_CA_DIR", "RUST_LOG", "LOG_FORMAT",
 		"CONNECTION_TERMINATION_DEADLINE", "ISTIO_META_ISTIO_VERSION", "AUTHZ_POLICY_INFO_LOGGING", "ENABLE_RESPONSE_BAGGAGE", "TLS12_ENABLED":
 		return true
 	}
