@@ -385,7 +385,7 @@ func TestADeliveryDoesNotHitALiveConnection(t *testing.T) {
 
 func TestThePodOfTheProxyItselfIsRefused(t *testing.T) {
 	r := newRig(t)
-	for what, ns := range map[string]string{"the proxy's own": "/proc/self/ns/net", "the host's": r.host.Path()} {
+	for what, ns := range map[string]string{"the proxy's own": "/proc/thread-self/ns/net", "the host's": r.host.Path()} {
 		n, err := netns.Open(ns)
 		must(t, err)
 		_, err = r.node.Add(context.Background(), PodInfo{Name: "x"}, n)

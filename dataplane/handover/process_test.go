@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -56,7 +57,9 @@ func child(fault, path string) int {
 			case "exits with a lot":
 				os.Exit(0)
 			case "stops with a lot":
-				_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+				runtime.LockOSThread() // a signal to the thread itself stops it before the call returns
+				_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
+				runtime.UnlockOSThread()
 			case "refuses":
 				return errors.New("no")
 			}
