@@ -100,7 +100,7 @@ test-upgrade: ## both nodes' proxies replaced 20 times under everything, and how
 	ZTUNNEL_TESTS_UPGRADE=long $(GO_TEST) -count=1 -v -timeout 30m ./test/upgrade
 
 # What takes longer than a change should wait for. docs/compat.md says when it ran last.
-nightly: soak ## make soak, and variables ignored one by one under the tests of whole processes (root)
+nightly: soak test-upgrade dist-check ## make soak, test-upgrade and dist-check, and variables ignored one by one under the tests of whole processes (root)
 	ZTUNNEL_TESTS_NIGHTLY=1 $(GO_TEST) -count=1 -v -timeout 30m -run TestATestFailsForEachVariableThatIsIgnored ./test/variables
 
 conform: build ## play test/conform's scenarios against BIN (bin/ztunnel), with the arguments ARGS (root)

@@ -118,6 +118,7 @@ func prepare(fd, fam int, d Dial) error {
 	if err != nil {
 		return err
 	}
+	// Without IP_BIND_ADDRESS_NO_PORT: the connect program has to see the port.
 	if err := unix.Bind(fd, from); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
