@@ -84,6 +84,7 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 		err = captured.Enable(ctx)
 	}
 	if err != nil {
+		p.proxy.Stop(min(n.cfg.Drain, calledOffGrace))
 		p.silence(0)
 		p.letGo()
 		return nil, errors.Join(err, captured.Abandon(context.Background()))
@@ -91,6 +92,10 @@ func (n *node) startPod(ctx context.Context, pod inpod.Pod, ns *netns.NS) (inpod
 	n.succession.serves(cookie, p)
 	return p, nil
 }
+
+// calledOffGrace is what connections have to end that came while the hooks were
+// put in force, when that fails or is called off. There are seldom any.
+const calledOffGrace = time.Second
 
 // sockets are the ways to the proxy and from it, with the DNS server that the
 // names of SOCKS clients need; nothing serves yet.
