@@ -41,23 +41,7 @@ var ztunnel string
 
 func TestMain(m *testing.M) {
 	netlab.Main()
-	os.Exit(runTests(m))
-}
-
-func runTests(m *testing.M) int {
-	if privileged.Missing() != nil {
-		return m.Run() // what needs it says so
-	}
-	dir, err := os.MkdirTemp("", "ztagent-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		ztunnel, err = rig.Build(dir, false)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(rig.Run(m, &ztunnel))
 }
 
 // patience bounds whatever is waited for, on a machine under load.

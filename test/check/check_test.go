@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -34,23 +33,7 @@ var ztunnel string
 
 func TestMain(m *testing.M) {
 	Main()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	if privileged.Missing() != nil {
-		return m.Run() // every test says why it is skipped
-	}
-	dir, err := os.MkdirTemp("", "ztcheck-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		ztunnel, err = rig.Build(dir, false)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(rig.Run(m, &ztunnel))
 }
 
 // patience bounds whatever is waited for, on a machine under load.

@@ -35,23 +35,7 @@ var ztunnel string
 
 func TestMain(m *testing.M) {
 	netlab.Main()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	if privileged.Missing() != nil {
-		return m.Run() // every test says why it is skipped
-	}
-	dir, err := os.MkdirTemp("", "zte2e-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		ztunnel, err = rig.Build(dir, os.Getenv("ZTUNNEL_RACE") != "")
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(rig.Run(m, &ztunnel))
 }
 
 // patience bounds whatever is waited for, on a machine under load.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/ztunnel-go/ztunnel/test/fakeagent"
 	"github.com/ztunnel-go/ztunnel/test/netlab"
+	"github.com/ztunnel-go/ztunnel/test/privileged"
 )
 
 // Build builds the proxy into dir and returns the path. The Go tool must be in
@@ -43,6 +44,26 @@ func Build(dir string, race bool) (string, error) {
 		return "", fmt.Errorf("build ztunnel: %w\n%s", err, out)
 	}
 	return path, nil
+}
+
+// Run runs the tests of a package that play with the proxy: built once, into a
+// directory that is gone afterwards, and its path in *binary. With ZTUNNEL_RACE
+// set it has the race detector. Without the rights that tests need nothing is
+// built, and each says why it is skipped. The answer is for [os.Exit].
+func Run(m interface{ Run() int }, binary *string) int {
+	if privileged.Missing() != nil {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "ztrig-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		*binary, err = Build(dir, os.Getenv("ZTUNNEL_RACE") != "")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
 }
 
 // A Mesh is the proxies of a lab and what they share.
